@@ -1,0 +1,208 @@
+"""The artifact: what a person downloads, looks at, trains on and audits.
+
+Two files in a folder, no pickle: ``distilled.safetensors`` (stored values, labels, whitening) and
+``card.json`` (space and inverse map, decoder, label loss, evaluation recipe, classes, provenance, seeds,
+versions, hashes, licence, privacy statement). Separating these is why numbers in this field do not
+come out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import ddfed
+from ddfed.data import TaskInfo
+from ddfed.errors import ArtifactError, one_of
+from ddfed.files import read_json, tensors_from_bytes, tensors_to_bytes, write_bytes, write_json
+from ddfed.registry import registry
+from ddfed.space import Space
+from ddfed.store import LabelStore, Store
+
+SCHEMA = 1
+TENSORS, CARD = "distilled.safetensors", "card.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """A distilled set with everything needed to train on it and to know where it came from.
+
+    Args:
+        info: public facts about the task, the space included.
+        store: parametrisation and its stored values.
+        labels: label store; its loss is the one to train with.
+        protocol: name of the evaluation recipe the set was made for.
+        provenance: JSON: recipe, settings, seed, data hash, versions, federated rounds ...
+        privacy: JSON: ``statement`` and ``events``; from the ledger alone.
+    """
+
+    info: TaskInfo
+    store: Store
+    labels: LabelStore
+    protocol: str
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.labels.classes) != self.store.items:
+            raise ArtifactError(f"{self.store.items} items but {len(self.labels.classes)} labels")
+
+    def __len__(self) -> int:
+        return self.store.items
+
+    @property
+    def classes_held(self) -> tuple[int, ...]:
+        """Classes with at least one item."""
+        return tuple(self.labels.classes.unique().tolist())
+
+    def decoded(self) -> tuple[Tensor, Tensor]:
+        """All rows in model space and their targets (see `LabelStore.loss`), detached."""
+        with torch.no_grad():
+            rows, origin = self.store.decode(torch.arange(len(self)))
+            return rows.clone(), self.labels.targets(origin).detach().clone()
+
+    def natural(self) -> tuple[Tensor, Tensor]:
+        """All rows in natural values clamped to the natural range, and their hard classes; for looking at."""
+        with torch.no_grad():
+            rows, origin = self.store.decode(torch.arange(len(self)))
+            space = self.info.space
+            return space.decode(rows).clamp(space.low, space.high), self.labels.classes[origin]
+
+    def with_provenance(self, **more: Any) -> SyntheticSet:
+        return replace(self, provenance={**self.provenance, **more})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything stored in ``distilled.safetensors``, by name."""
+        return {
+            **{f"store.{k}": v.detach() for k, v in self.store.params.items()},
+            **{f"labels.{k}": v.detach() for k, v in self.labels.tensors().items()},
+            **{f"space.{k}": v for k, v in self.info.space.tensors.items()},
+        }
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the tensor file."""
+        return hashlib.sha256(tensors_to_bytes(self.tensors())).hexdigest()
+
+    def save(self, folder: Path | str) -> Path:
+        """Write both files into ``folder`` (made if absent), each atomically; returns the folder.
+
+        Raises:
+            RunFolderError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        content = tensors_to_bytes(self.tensors())
+        write_bytes(folder / TENSORS, content)
+        write_json(folder / CARD, self.card(hashlib.sha256(content).hexdigest()))
+        return folder
+
+    def card(self, content_hash: str) -> dict[str, Any]:
+        """The JSON card."""
+        info = self.info
+        return {
+            "schema": SCHEMA,
+            "kind": "ddfed synthetic set",
+            "ddfed": ddfed.__version__,
+            "task": {
+                "domain": info.domain,
+                "dataset": info.dataset,
+                "shape": list(info.shape),
+                "classes": list(info.classes),
+                "cell_axes": list(info.cell_axes),
+                "mirror_axis": info.mirror_axis,
+                "source": info.source,
+            },
+            "licence": info.licence,
+            "space": info.space.to_card(),
+            "decoder": {"name": self.store.name, "options": self.store.options},
+            "labels": {"name": self.labels.name, "loss": self.labels.loss_name},
+            "budget": {
+                "items": len(self),
+                "rows": len(self) * self.store.rows_per_item,
+                "items_per_class": torch.bincount(self.labels.classes, minlength=info.num_classes).tolist(),
+                "stored_bytes": self.store.size_bytes,
+            },
+            "protocol": self.protocol,
+            "provenance": dict(self.provenance),
+            "privacy": dict(self.privacy) or {"statement": "Unknown: no ledger was kept.", "events": []},
+            "sha256": content_hash,
+        }
+
+    @classmethod
+    def load(cls, path: Path | str) -> SyntheticSet:
+        """Read a set from its folder (a run folder will do) or from either of its files.
+
+        Raises:
+            ArtifactError: absent, truncated, changed since it was written, foreign, or of a newer schema.
+        """
+        path = Path(path)
+        folder = path.parent if path.name in (TENSORS, CARD) else path
+        if not (folder / CARD).is_file():
+            raise ArtifactError(f"no distilled set in {folder}: expected {CARD} and {TENSORS} there")
+        card = read_json(folder / CARD)
+        if not isinstance(card, dict) or card.get("kind") != "ddfed synthetic set":
+            raise ArtifactError(f"{folder / CARD} is not the card of a ddfed set")
+        reader = READERS.get(card.get("schema"))
+        if reader is None:
+            raise ArtifactError(
+                f"{folder / CARD} has schema {card.get('schema')!r}; this ddfed {ddfed.__version__} reads "
+                f"{one_of(READERS)}. Install a newer ddfed."
+            )
+        try:
+            content = (folder / TENSORS).read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"cannot read {folder / TENSORS}: {error.strerror or error}") from None
+        found = hashlib.sha256(content).hexdigest()
+        if found != card.get("sha256"):
+            raise ArtifactError(
+                f"{folder / TENSORS} was changed or truncated: its SHA-256 is {found[:12]}..., "
+                f"the card says {str(card.get('sha256'))[:12]}..."
+            )
+        try:
+            return reader(card, tensors_from_bytes(content, str(folder / TENSORS)))
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{folder / CARD} lacks or garbles a field: {error!r}") from None
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _read_v1(card: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ArtifactError(f"stored tensor {name!r} holds values that are not finite")
+    task = card["task"]
+    info = TaskInfo(
+        domain=task["domain"],
+        dataset=task["dataset"],
+        shape=tuple(task["shape"]),
+        classes=tuple(task["classes"]),
+        space=Space.from_card(card["space"], _below(tensors, "space.")),
+        cell_axes=tuple(task["cell_axes"]),
+        mirror_axis=task["mirror_axis"],
+        licence=card["licence"],
+        source=task["source"],
+    )
+    decoder = registry().load("decoder", card["decoder"]["name"], "the card")
+    store = decoder(info, card["budget"]["items"], **card["decoder"]["options"])
+    store.load(_below(tensors, "store."))
+    labels = registry().load("labels", card["labels"]["name"], "the card")
+    return SyntheticSet(
+        info=info,
+        store=store,
+        labels=labels.load(_below(tensors, "labels."), info.num_classes),
+        protocol=card["protocol"],
+        provenance=card["provenance"],
+        privacy=card["privacy"],
+    )
+
+
+#: One reader for every schema ever released; a stored sample of each is in the tests.
+READERS: dict[Any, Callable[[dict[str, Any], dict[str, Tensor]], SyntheticSet]] = {1: _read_v1}

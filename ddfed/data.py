@@ -1,0 +1,165 @@
+"""Real data: compact tensors in memory, a class index, splits, and the public facts about a task."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddfed.errors import ConfigError, DataError
+from ddfed.space import Space
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """Public facts about a task: whatever may be known without touching a single record.
+
+    Args:
+        domain: name of the modality adapter, such as ``"image"``.
+        dataset: name of the data set within the domain.
+        shape: shape of one item in model space, such as ``(3, 32, 32)``.
+        classes: class names; the position is the label.
+        space: map between natural and model values.
+        cell_axes: negative axes of an item that may be cut in cells and upsampled (multi-formation); empty
+            if the modality has none.
+        mirror_axis: negative axis whose reversal leaves the class unchanged, or None (digits, text).
+        licence: licence of the data as its source states it.
+        source: what was loaded, in words for the card.
+    """
+
+    domain: str
+    dataset: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    space: Space
+    cell_axes: tuple[int, ...] = ()
+    mirror_axis: int | None = None
+    licence: str = "not stated"
+    source: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some real rows, ready for a network.
+
+    Args:
+        inputs: model-space values, shape (rows, *item), float32.
+        classes: hard class of each row, shape (rows,), int64; used for grouping.
+    """
+
+    inputs: Tensor
+    classes: Tensor
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True, eq=False)
+class RealData:
+    """Labelled rows in memory, kept compact (uint8 images stay uint8) until a batch is asked for.
+
+    Args:
+        inputs: (rows, *item), any dtype; ``inputs * scale`` are natural values.
+        labels: (rows,) int64 in ``range(info.num_classes)``.
+        info: public facts.
+        scale: factor from stored to natural values (1/255 for uint8 pixels).
+
+    Raises:
+        DataError: no rows, lengths differ, or a label is out of range.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    info: TaskInfo
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels):
+            raise DataError(f"{self.info.dataset}: {len(self.inputs)} inputs but {len(self.labels)} labels")
+        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < self.info.num_classes):
+            raise DataError(
+                f"{self.info.dataset}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
+                f"but there are {self.info.num_classes} classes"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def class_index(self) -> tuple[Tensor, ...]:
+        """Row numbers of each class, in order; empty for a class nobody holds."""
+        order = torch.argsort(self.labels, stable=True)
+        return tuple(order.split(self.class_counts.tolist()))
+
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """(classes,) int64."""
+        return torch.bincount(self.labels, minlength=self.info.num_classes)
+
+    def subset(self, rows: Tensor | Sequence[int]) -> RealData:
+        """The given rows, copied, in the given order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return replace(self, inputs=self.inputs[index], labels=self.labels[index])
+
+    def batch(self, rows: Tensor) -> Batch:
+        """Rows in model space."""
+        natural = self.inputs[rows].to(torch.float32) * self.scale
+        return Batch(self.info.space.encode(natural), self.labels[rows])
+
+    def all(self) -> Batch:
+        """Every row in model space; mind the memory (32x32 colour images: 12 kB each)."""
+        return self.batch(torch.arange(len(self)))
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over stored inputs and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.inputs, self.labels):
+            digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set with its splits.
+
+    Args:
+        info: public facts.
+        train: the data to distil.
+        test: touched by evaluation only.
+    """
+
+    info: TaskInfo
+    train: RealData
+    test: RealData
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def limit(self, train: int | None, test: int | None) -> Task:
+        """The first rows of each split after a class-balanced interleave; for reduced settings.
+
+        Raises:
+            ConfigError: a limit is smaller than the number of classes.
+        """
+
+        def cut(data: RealData, rows: int | None, name: str) -> RealData:
+            if rows is None or rows >= len(data):
+                return data
+            if rows < data.info.num_classes:
+                raise ConfigError(f"{name} = {rows} is smaller than the {data.info.num_classes} classes")
+            # Rank of each row within its class; sorting by it takes one of each class in turn.
+            rank = torch.empty(len(data), dtype=torch.int64)
+            for members in data.class_index:
+                rank[members] = torch.arange(len(members))
+            return data.subset(torch.argsort(rank, stable=True)[:rows].sort().values)
+
+        return replace(self, train=cut(self.train, train, "train_limit"), test=cut(self.test, test, "test_limit"))

@@ -1,0 +1,184 @@
+"""The one gate to real data.
+
+Inside distillation, real data is reachable only as sums of per-example contributions asked of a gate.
+Privacy clips and noises here, canaries are planted here, a federation sums here; everything downstream is
+post-processing. `PlainGate` returns exact sums. A private gate answers the same questions under a mechanism
+and refuses `raw`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddfed.data import Batch, RealData, TaskInfo
+from ddfed.errors import ConfigError, DataError
+from ddfed.ledger import Ledger, PrivacyEvent
+
+Contribution = Callable[[Batch], Tensor]
+BatchLoss = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question to the gate.
+
+    Args:
+        name: what is asked, for the ledger and for people.
+        classes: the groups of the answer; only rows of these classes take part.
+        rows: rows drawn per class (``per_class``) or over all classes together; None for every row.
+        per_class: draw ``rows`` of every class instead of ``rows`` in all.
+        top_up: draw with replacement where a class has fewer than ``rows`` (FedDM); else take all it has.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+    rows: int | None = None
+    per_class: bool = True
+    top_up: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Sums of contributions, and what to divide them by.
+
+    Args:
+        sums: (groups, width) float32, group g belongs to ``query.classes[g]``.
+        counts: (groups,) float32: rows that took part. A private gate gives a public constant.
+    """
+
+    sums: Tensor
+    counts: Tensor
+
+    @property
+    def means(self) -> Tensor:
+        """(groups, width); zero where nothing took part."""
+        return self.sums / self.counts.clamp(min=1).unsqueeze(1)
+
+
+class Gate(ABC):
+    """What distillation may ask about real data."""
+
+    info: TaskInfo
+    ledger: Ledger
+
+    @abstractmethod
+    def sums(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Answer:
+        """Sum ``contribution(batch)``, shape (rows, width), over the rows of each class.
+
+        A contribution must treat rows independently: row i of the result may depend on row i alone and on
+        public values. It may be called several times with chunks of the drawn rows, and with no rows at all.
+
+        Args:
+            query: which rows, grouped how.
+            contribution: per-example map; runs without gradient.
+            generator: draws the rows.
+        """
+
+    @abstractmethod
+    def gradient(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        """Sum over the drawn rows of the gradient of ``loss(batch)`` (rows,) with respect to ``parameters``.
+
+        Returns:
+            The summed gradients, and the number of rows to divide by.
+        """
+
+    @abstractmethod
+    def held(self, minimum: int = 1) -> tuple[int, ...]:
+        """Classes with at least ``minimum`` rows. The list is itself data; a private gate declares it public."""
+
+    @abstractmethod
+    def raw(self, purpose: str) -> RealData:
+        """The records themselves, for parts that declare they need them (real initialisation, selection).
+
+        Raises:
+            GateError: the gate answers sums only.
+        """
+
+
+@dataclass
+class PlainGate(Gate):
+    """Exact sums over data in memory; no privacy.
+
+    Args:
+        data: the records.
+        scope: whose records they are, for the ledger.
+        chunk: rows that pass through a network at once. Chunks that fit the cache beat one huge batch.
+        ledger: where touches are recorded.
+    """
+
+    data: RealData
+    scope: str = "dataset"
+    chunk: int = 128
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def __post_init__(self) -> None:
+        self.info = self.data.info
+        if self.chunk < 1:
+            raise ConfigError(f"chunk must be at least 1 row, got {self.chunk}")
+
+    def held(self, minimum: int = 1) -> tuple[int, ...]:
+        return tuple(torch.nonzero(self.data.class_counts >= max(minimum, 1)).flatten().tolist())
+
+    def raw(self, purpose: str) -> RealData:
+        self.ledger.append(PrivacyEvent("raw", purpose, self.scope))
+        return self.data
+
+    def sums(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Answer:
+        self.ledger.append(PrivacyEvent("none", query.name, self.scope))
+        rows = self._draw(query, generator)
+        group_of = torch.full((self.info.num_classes,), -1)
+        group_of[list(query.classes)] = torch.arange(len(query.classes))
+        total: Tensor | None = None
+        for part in rows.split(self.chunk):
+            batch = self.data.batch(part)
+            with torch.no_grad():
+                values = contribution(batch).to(torch.float32)
+            if values.ndim != 2 or len(values) != len(batch):
+                raise ConfigError(
+                    f"query {query.name!r}: a contribution must have shape (rows, width) with {len(batch)} rows, "
+                    f"got {tuple(values.shape)}"
+                )
+            if total is None:
+                total = values.new_zeros(len(query.classes), values.shape[1])
+            total.index_add_(0, group_of[batch.classes].to(values.device), values)
+        if total is None:
+            raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
+        counts = torch.bincount(group_of[self.data.labels[rows]], minlength=len(query.classes))
+        return Answer(total, counts.to(total))
+
+    def gradient(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        self.ledger.append(PrivacyEvent("none", query.name, self.scope))
+        rows = self._draw(query, generator)
+        total = [torch.zeros_like(p) for p in parameters]
+        for part in rows.split(self.chunk):
+            # Summing before differentiating equals summing per-example gradients, at the cost of one backward.
+            for held, grad in zip(total, torch.autograd.grad(loss(self.data.batch(part)).sum(), parameters)):
+                held += grad
+        return total, len(rows)
+
+    def _draw(self, query: Query, generator: torch.Generator) -> Tensor:
+        index = [self.data.class_index[c] for c in query.classes]
+        if not query.per_class:
+            index = [torch.cat(index).sort().values]
+        return torch.cat([_pick(members, query.rows, query.top_up, generator) for members in index])
+
+
+def _pick(members: Tensor, rows: int | None, top_up: bool, generator: torch.Generator) -> Tensor:
+    """``rows`` of ``members`` without replacement; all of them, topped up or not, when there are fewer."""
+    if rows is None or not len(members):
+        return members
+    if rows <= len(members):
+        return members[torch.randperm(len(members), generator=generator)[:rows]]
+    if not top_up:
+        return members
+    extra = torch.randint(len(members), (rows - len(members),), generator=generator)
+    return torch.cat([members, members[extra]])

@@ -1,0 +1,68 @@
+"""Privacy events: what was asked of real data, under which mechanism.
+
+The ledger only records. Turning events into an (epsilon, delta) statement is an accountant's work, and
+accountants come in by plugins. Without a private mechanism the only honest statement is that there is none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PrivacyEvent:
+    """One touch of real data.
+
+    Args:
+        mechanism: ``"none"`` for exact sums, ``"raw"`` when records were handed out, else the mechanism's name.
+        query: what was asked, such as ``"class means"``.
+        scope: whose records: the data set, or the client.
+        unit: what one contribution belongs to: ``"record"``, ``"client"``, ...
+        parameters: noise multiplier, sampling rate, sensitivity ...: whatever an accountant needs.
+    """
+
+    mechanism: str
+    query: str
+    scope: str = "dataset"
+    unit: str = "record"
+    parameters: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass
+class Ledger:
+    """Append-only list of events, kept as counts of equal ones."""
+
+    counts: Counter[PrivacyEvent] = field(default_factory=Counter)
+
+    def append(self, event: PrivacyEvent) -> None:
+        self.counts[event] += 1
+
+    def merge(self, other: Ledger) -> None:
+        """Append the other ledger's events (another client, another phase)."""
+        self.counts.update(other.counts)
+
+    def statement(self) -> str:
+        """One sentence for the card; a plugin that accounts replaces it."""
+        if not self.counts:
+            return "No real data was touched."
+        if any(event.mechanism in ("none", "raw") for event in self.counts):
+            raw = any(event.mechanism == "raw" for event in self.counts)
+            return "No formal privacy guarantee: " + (
+                "synthetic items start from real records." if raw else "real data was read without noise."
+            )
+        return "Noisy mechanisms only; see the events and an accountant for epsilon and delta."
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Events with their counts, in order of first appearance."""
+        return [{**asdict(e), "parameters": dict(e.parameters), "count": n} for e, n in self.counts.items()]
+
+    @classmethod
+    def from_json(cls, rows: list[dict[str, Any]]) -> Ledger:
+        ledger = cls()
+        for row in rows:
+            fields = {k: v for k, v in row.items() if k != "count"}
+            fields["parameters"] = tuple(sorted(fields["parameters"].items()))
+            ledger.counts[PrivacyEvent(**fields)] += row["count"]
+        return ledger

@@ -1,0 +1,122 @@
+"""The contract of an objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ddfed.domain import Augmentation, Network
+from ddfed.errors import ConfigError
+from ddfed.gate import Gate
+from ddfed.seeds import Streams
+
+
+@dataclass(frozen=True)
+class Cotangent:
+    """dL/dx and dL/dy of the decoded rows.
+
+    Every parametrisation works with every objective because the loop pushes these through the decoder,
+    whoever made them: autograd, an adjoint recursion or a closed form.
+
+    Args:
+        x: shape of the decoded rows.
+        y: shape of the targets, or None when labels are not learned.
+        loss: value for people.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    loss: float
+
+    @classmethod
+    def of(cls, loss: Tensor, x: Tensor, y: Tensor | None = None) -> Cotangent:
+        """Of a scalar loss, by autograd."""
+        leaves = [x] if y is None else [x, y]
+        grads = torch.autograd.grad(loss, leaves)
+        return cls(grads[0], grads[1] if y is not None else None, float(loss.detach()))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the real side is computed. It carries no gradient, so it may be cheaper than the synthetic side.
+
+    Args:
+        bf16: run the network under bfloat16 autocast. Features agree with float32 to about 1e-2 relative; sums
+            are kept in float32.
+        compiled: ``torch.compile`` the network's real-side pass (seconds at the first step). Agrees with eager
+            to float32 rounding.
+    """
+
+    bf16: bool = False
+    compiled: bool = False
+
+
+@dataclass
+class Judgement:
+    """Everything an objective may look at in one outer step.
+
+    Args:
+        net: the network drawn from the pool, weights frozen.
+        x: decoded synthetic rows, a leaf with gradient, (rows, *item).
+        y: their targets; a leaf with gradient when labels are learned.
+        row_class: hard class of each row, (rows,).
+        classes: classes judged now; all of them, or one when a recipe steps class by class.
+        gate: real data.
+        augmentation: siamese augmentation, or None.
+        label_loss: per-row loss of the label store.
+        skill: training accuracy of the network in percent, 0 for an untrained one.
+        step: outer step, 0-based.
+        streams: named by the objective itself, so that a resumed run draws the same.
+        device: where networks and rows live.
+    """
+
+    net: Network
+    x: Tensor
+    y: Tensor
+    row_class: Tensor
+    classes: tuple[int, ...]
+    gate: Gate
+    augmentation: Augmentation | None
+    label_loss: Callable[[Tensor, Tensor], Tensor]
+    skill: float
+    step: int
+    streams: Streams
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+class Objective(ABC):
+    """A matching engine.
+
+    Args:
+        precision: how the real side is computed.
+        options: the engine's own settings.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, precision: Precision | None = None, **options: Any) -> None:
+        unknown = set(options) - set(self.defaults)
+        if unknown:
+            raise ConfigError(
+                f"objective {self.name!r} has no option {sorted(unknown)[0]!r}; it knows {sorted(self.defaults)}"
+            )
+        self.precision = precision or Precision()
+        self.options = {**self.defaults, **options}
+
+    @abstractmethod
+    def __call__(self, judgement: Judgement) -> Cotangent:
+        """Judge the rows."""
+
+
+@contextmanager
+def real_side(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Context in which the real side of an engine runs: no gradient, optionally bfloat16."""
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision.bf16):
+        yield

@@ -1,0 +1,130 @@
+"""Typed settings. An unknown key is an error that suggests the near one (see `ddfed.config`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ddfed.config import Layer, Resolved, resolve
+from ddfed.registry import registry
+
+
+class Settings(BaseModel):
+    """Frozen, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSettings(Settings):
+    """Which data, and from where."""
+
+    domain: str = "image"
+    dataset: str = "digits"
+    root: Path | None = Field(None, description="folder that holds the data set's files; none for embedded data")
+    options: dict[str, Any] = Field(default_factory=dict, description="the domain's own settings, such as whitening")
+    train_limit: int | None = Field(None, ge=1, description="use only this many training rows (class-balanced)")
+    test_limit: int | None = Field(None, ge=1, description="use only this many test rows (class-balanced)")
+
+
+class PartSettings(Settings):
+    """The eight parts of a recipe, and how they run.
+
+    store -> decode -> label -> augment -> objective(pool, real rows) -> cotangent -> outer step -> evaluate
+    """
+
+    ipc: int = Field(10, ge=1, description="stored items per class")
+    steps: int = Field(1000, ge=0, description="outer steps; 0 keeps the initialisation (selection)")
+    network: str = Field("", description="network that judges; empty for the domain's default")
+    init: str = Field("random", description="selector that gives the initial items, or 'noise'")
+    init_options: dict[str, Any] = Field(default_factory=dict)
+    store: str = "pixels"
+    store_options: dict[str, Any] = Field(default_factory=dict)
+    labels: str = "hard"
+    augment: str = Field("none", description="siamese augmentation of real and synthetic rows")
+    objective: str = "mean"
+    objective_options: dict[str, Any] = Field(default_factory=dict)
+    pool: str = "R"
+    pool_options: dict[str, Any] = Field(default_factory=dict)
+    scope: Literal["joint", "sequential"] = Field("joint", description="one step for all classes, or one per class")
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = Field(1.0, gt=0)
+    momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum; Adam's beta1 is 0.9")
+    label_lr: float = Field(1.0, gt=0, description="step size of learned labels")
+    clamp: bool = Field(False, description="keep stored values in the natural range after every step")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of an average of the stored values that is released instead")
+    min_count: int = Field(1, ge=1, description="classes with fewer real rows are left out")
+    top_up: bool = Field(False, description="draw with replacement where a class has fewer rows than asked")
+    protocol: str = Field("E-dsa", description="evaluation recipe the set is made for")
+    chunk: int = Field(128, ge=1, description="real rows per forward pass")
+    bf16: bool = Field(False, description="real side in bfloat16")
+    compile: bool = Field(False, description="torch.compile the real side")
+
+
+class EvaluateSettings(Settings):
+    """How the result is judged."""
+
+    protocol: str = Field("", description="evaluation recipe; empty for the one the set was made for")
+    networks: tuple[str, ...] = Field((), description="networks trained on the set; empty for the domain's default")
+    repeats: int = Field(3, ge=1, description="fresh networks per row of the table")
+    epochs: int | None = Field(None, ge=1, description="overrides the protocol's epochs; said in every table")
+    baselines: tuple[Literal["random", "full"], ...] = ("random", "full")
+
+
+class RunSettings(Settings):
+    """Where and how a run happens."""
+
+    seed: int = 0
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', 'mps'")
+    threads: int = Field(0, ge=0, description="torch threads; 0 for the number of cores")
+    out: Path = Path("runs")
+    name: str = ""
+    checkpoint_every: int = Field(100, ge=1, description="outer steps between checkpoints")
+
+
+class DistillSettings(Settings):
+    """`ddfed distill`."""
+
+    method: str = "dm"
+    data: DataSettings = DataSettings()
+    distill: PartSettings = PartSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    run: RunSettings = RunSettings()
+
+
+def value_of(layers: Sequence[Layer], path: str, default: Any) -> Any:
+    """The last value that the layers give to a dotted key, or the default."""
+    found = default
+    for layer in layers:
+        node: Any = layer.values
+        for key in path.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                break
+            node = node[key]
+        else:
+            found = node
+    return found
+
+
+def recipe_layers(method: str, origin: str, dataset: str, layers: Sequence[Layer], section: str) -> list[Layer]:
+    """A recipe's defaults and the presets that fit the data set and budget, to lie below the user's layers."""
+    recipe = registry().load("recipe", method, origin)
+    below = [Layer(f"recipe {method}", {section: dict(recipe.defaults)})]
+    ipc = value_of([*below, *layers], f"{section}.ipc", PartSettings().ipc)
+    for preset in recipe.presets:
+        if preset.fits(dataset, ipc):
+            below.append(Layer(f"preset {method}/{preset.label}", {section: dict(preset.values)}))
+    return below
+
+
+def resolve_distill(layers: Sequence[Layer]) -> Resolved[DistillSettings]:
+    """Settings of a central run: defaults < recipe < preset < files < --set < options.
+
+    Raises:
+        ConfigError: an unknown key, a wrong value, or an unknown method.
+    """
+    method = value_of(layers, "method", "dm")
+    dataset = value_of(layers, "data.dataset", "digits")
+    return resolve(DistillSettings, [*recipe_layers(method, "--method", dataset, layers, "distill"), *layers])

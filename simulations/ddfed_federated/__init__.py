@@ -1,0 +1,1 @@
+"""Federated dataset distillation on Flower: methods, partitions, and the places where a federation runs."""

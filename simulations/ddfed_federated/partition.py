@@ -1,0 +1,479 @@
+"""Splits of labelled rows among clients: pure numpy, every row exactly once.
+
+Each scheme is a function ``(labels, clients, rng, *, options) -> list of index arrays``. `split` calls one by
+name (or any callable of that form, which is how a plugin's partitioner comes in), checks what it returns and
+gives a `Partition` that can be saved and reused. "Dirichlet(0.5)" alone does not define a split: the number
+of clients, the cap and the smallest size do, so all of them are recorded.
+
+References:
+    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017
+    (shards). Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, and Li et al.,
+    Federated Learning on Non-IID Data Silos, ICDE 2022 (Dirichlet, capped Dirichlet, classes per client).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ddfed.errors import ConfigError, DataError, UnknownNameError, one_of, suggest
+
+Scheme = Callable[..., list[np.ndarray]]
+
+#: Draws before a Dirichlet split gives up on luck and repairs the smallest clients. At 100 clients and
+#: alpha 0.05 luck practically never comes, so the number must be bounded.
+MAX_DRAWS = 500
+
+#: Number in the saved file; raised whenever its meaning changes.
+SCHEMA = 1
+
+
+def _check_clients(labels: np.ndarray, clients: int) -> None:
+    if labels.ndim != 1:
+        raise ConfigError(f"labels must be one-dimensional, got shape {labels.shape}")
+    if clients < 1:
+        raise ConfigError(f"clients = {clients}: a federation needs at least 1 client")
+    if clients > len(labels):
+        raise ConfigError(
+            f"{clients} clients for {len(labels)} rows: each client needs a row on average; "
+            f"use at most {len(labels)} clients or more data"
+        )
+
+
+def _check_alpha(alpha: float) -> None:
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"alpha = {alpha}: must be a finite number above 0 (0.1 is very skewed, 100 nearly even)")
+
+
+def _smallest(min_size: int | None, rows: int, clients: int) -> int:
+    """``min_size``, or a default that always works.
+
+    Raises:
+        ConfigError: the rows do not suffice; the message holds the largest possible value.
+    """
+    if min_size is None:
+        return min(10, rows // (2 * clients))
+    if not 0 <= min_size <= rows // clients:
+        raise ConfigError(
+            f"min_size = {min_size}: {rows} rows for {clients} clients allow 0 to {rows // clients}; "
+            f"leave it out for {min(10, rows // (2 * clients))}"
+        )
+    return min_size
+
+
+def _rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each class that occurs, by rising label."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+
+
+def _repair(parts: list[np.ndarray], min_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Move random rows from the largest to the smallest clients until all hold ``min_size``."""
+    parts = [rng.permutation(part) for part in parts]
+    sizes = np.array([len(part) for part in parts])
+    while sizes.min() < min_size:
+        poor, rich = int(sizes.argmin()), int(sizes.argmax())
+        # Never push the giver below the level it lends to: the total suffices, so this ends.
+        move = max(1, min(min_size - int(sizes[poor]), (int(sizes[rich]) - int(sizes[poor])) // 2))
+        parts[poor] = np.concatenate([parts[poor], parts[rich][-move:]])
+        parts[rich] = parts[rich][:-move]
+        sizes[poor] += move
+        sizes[rich] -= move
+    return parts
+
+
+def _cut(rows: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    return np.split(rows, np.cumsum(sizes)[:-1])
+
+
+def _sorted(parts: list[np.ndarray]) -> list[np.ndarray]:
+    return [np.sort(part).astype(np.int64) for part in parts]
+
+
+def iid(labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """One permutation, cut in near-equal parts.
+
+    Args:
+        labels: class of each row, shape (n,), integers.
+        clients: number of parts, 1 to n.
+        rng: drawn from once.
+
+    Returns:
+        ``clients`` sorted int64 index arrays; sizes differ by at most 1.
+
+    Raises:
+        ConfigError: no clients, or more clients than rows.
+    """
+    _check_clients(labels, clients)
+    return _sorted(np.array_split(rng.permutation(len(labels)), clients))
+
+
+def dirichlet(
+    labels: np.ndarray,
+    clients: int,
+    rng: np.random.Generator,
+    *,
+    alpha: float = 0.5,
+    min_size: int | None = None,
+    capped: bool = True,
+) -> list[np.ndarray]:
+    """Label skew: each class is cut among the clients by proportions drawn from Dir(alpha).
+
+    All sizes are redrawn until every client holds ``min_size`` rows. After `MAX_DRAWS` draws the last one is
+    taken and rows move from the largest to the smallest clients instead.
+
+    Args:
+        labels: class of each row, shape (n,), integers.
+        clients: number of parts, 1 to n.
+        rng: source of all randomness.
+        alpha: concentration; small is skewed.
+        min_size: fewest rows of a client; None means ``min(10, n // (2 * clients))``. With 0 a client may
+            hold nothing.
+        capped: before normalising, give no more of a class to clients that already hold n / clients rows, so
+            that sizes stay within a factor of about two (NIID-Bench does this). False is the plain form.
+
+    Returns:
+        ``clients`` sorted int64 index arrays, each row in exactly one.
+
+    Raises:
+        ConfigError: no clients, more clients than rows, a bad alpha, or a ``min_size`` that cannot be had.
+    """
+    _check_clients(labels, clients)
+    _check_alpha(alpha)
+    smallest = _smallest(min_size, len(labels), clients)
+    classes = _rows_by_class(labels)
+    lengths = [len(rows) for rows in classes]
+    for _ in range(MAX_DRAWS):
+        sizes = _dirichlet_sizes(lengths, clients, rng, alpha, capped)
+        if sizes.sum(axis=0).min() >= smallest:
+            break
+    pieces = [_cut(rng.permutation(rows), row_sizes) for rows, row_sizes in zip(classes, sizes)]
+    parts = [np.concatenate([piece[k] for piece in pieces]) for k in range(clients)]
+    if min(len(part) for part in parts) < smallest:
+        parts = _repair(parts, smallest, rng)
+    return _sorted(parts)
+
+
+def _dirichlet_sizes(
+    lengths: list[int], clients: int, rng: np.random.Generator, alpha: float, capped: bool
+) -> np.ndarray:
+    """Rows per (class, client) of one draw, int64."""
+    fair = sum(lengths) / clients
+    held = np.zeros(clients, dtype=np.int64)
+    sizes = np.zeros((len(lengths), clients), dtype=np.int64)
+    for c, length in enumerate(lengths):
+        share = rng.dirichlet(np.full(clients, alpha))
+        if capped:
+            share = np.where(held < fair, share, 0.0)
+        total = share.sum()
+        if not (math.isfinite(total) and total > 0):
+            # At a tiny alpha the whole mass may sit on a client at its cap; the limit is one random other.
+            open_to = np.flatnonzero(held < fair) if capped else np.arange(clients)
+            share = np.zeros(clients)
+            share[rng.choice(open_to)] = total = 1.0
+        ends = (np.cumsum(share / total) * length).astype(np.int64)
+        ends[-1] = length
+        sizes[c] = np.diff(ends, prepend=0)
+        held += sizes[c]
+    return sizes
+
+
+def pathological(
+    labels: np.ndarray, clients: int, rng: np.random.Generator, *, classes_per_client: int = 2
+) -> list[np.ndarray]:
+    """Each client holds a fixed number of classes; each class is cut equally among its holders.
+
+    Classes are dealt so that the numbers of holders differ by at most 1, ties broken at random. A class with
+    fewer rows than holders leaves some of them without.
+
+    Args:
+        labels: class of each row, shape (n,), integers.
+        clients: number of parts, 1 to n.
+        rng: source of all randomness.
+        classes_per_client: distinct classes of one client.
+
+    Returns:
+        ``clients`` sorted int64 index arrays, each row in exactly one.
+
+    Raises:
+        ConfigError: no clients, more clients than rows, more classes per client than there are classes, or
+            too few places for every class to have a holder.
+    """
+    _check_clients(labels, clients)
+    classes = _rows_by_class(labels)
+    if not 1 <= classes_per_client <= len(classes):
+        raise ConfigError(f"classes_per_client = {classes_per_client}: the data hold {len(classes)} classes; use 1 to that")
+    if clients * classes_per_client < len(classes):
+        raise ConfigError(
+            f"{clients} clients with {classes_per_client} classes each cannot hold all {len(classes)} classes; "
+            f"use classes_per_client >= {-(-len(classes) // clients)} or more clients"
+        )
+    holders: list[list[int]] = [[] for _ in classes]
+    for client in range(clients):
+        counts = np.array([len(h) for h in holders])
+        fewest = np.lexsort((rng.random(len(classes)), counts))[:classes_per_client]
+        for c in fewest:
+            holders[c].append(client)
+    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
+    for rows, who in zip(classes, holders):
+        for client, piece in zip(who, np.array_split(rng.permutation(rows), len(who))):
+            parts[client].append(piece)
+    return _sorted([np.concatenate(pieces) for pieces in parts])
+
+
+def shards(
+    labels: np.ndarray, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2
+) -> list[np.ndarray]:
+    """Sort by label, cut in ``shards_per_client * clients`` shards, deal them out at random (FedAvg paper).
+
+    A client sees about ``shards_per_client`` classes; a shard may straddle two.
+
+    Args:
+        labels: class of each row, shape (n,), integers.
+        clients: number of parts, 1 to n.
+        rng: source of all randomness.
+        shards_per_client: shards of one client, at least 1.
+
+    Returns:
+        ``clients`` sorted int64 index arrays, each row in exactly one.
+
+    Raises:
+        ConfigError: no clients, more clients than rows, or more shards than rows.
+    """
+    _check_clients(labels, clients)
+    total = shards_per_client * clients
+    if not 1 <= shards_per_client <= len(labels) // clients:
+        raise ConfigError(
+            f"shards_per_client = {shards_per_client}: {len(labels)} rows for {clients} clients allow "
+            f"1 to {len(labels) // clients}"
+        )
+    order = np.concatenate([rng.permutation(rows) for rows in _rows_by_class(labels)])
+    pieces = np.array_split(order, total)
+    dealt = rng.permutation(total).reshape(clients, shards_per_client)
+    return _sorted([np.concatenate([pieces[s] for s in hand]) for hand in dealt])
+
+
+def quantity(
+    labels: np.ndarray,
+    clients: int,
+    rng: np.random.Generator,
+    *,
+    alpha: float = 0.5,
+    min_size: int | None = None,
+) -> list[np.ndarray]:
+    """Quantity skew: client sizes follow Dir(alpha), labels are IID.
+
+    Args:
+        labels: class of each row, shape (n,), integers.
+        clients: number of parts, 1 to n.
+        rng: source of all randomness.
+        alpha: concentration; small is skewed.
+        min_size: fewest rows of a client; None means ``min(10, n // (2 * clients))``.
+
+    Returns:
+        ``clients`` sorted int64 index arrays, each row in exactly one.
+
+    Raises:
+        ConfigError: no clients, more clients than rows, a bad alpha, or a ``min_size`` that cannot be had.
+    """
+    _check_clients(labels, clients)
+    _check_alpha(alpha)
+    smallest = _smallest(min_size, len(labels), clients)
+    for _ in range(MAX_DRAWS):
+        sizes = _dirichlet_sizes([len(labels)], clients, rng, alpha, capped=False)[0]
+        if sizes.min() >= smallest:
+            break
+    parts = _cut(rng.permutation(len(labels)), sizes)
+    if sizes.min() < smallest:
+        parts = _repair(parts, smallest, rng)
+    return _sorted(parts)
+
+
+SCHEMES: dict[str, Scheme] = {
+    "iid": iid,
+    "dirichlet": dirichlet,
+    "pathological": pathological,
+    "shards": shards,
+    "quantity": quantity,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """Who holds which rows.
+
+    Args:
+        parts: row numbers of each client, sorted int64 arrays; together every row exactly once.
+        counts: rows per (client, class), shape (clients, classes), int64.
+        scheme: name of what made it.
+        options: the scheme's options as given and defaulted, JSON values only.
+    """
+
+    parts: list[np.ndarray]
+    counts: np.ndarray
+    scheme: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clients(self) -> int:
+        return len(self.parts)
+
+    @property
+    def rows(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of who holds which rows and of which class; the scheme's name does not enter."""
+        digest = hashlib.sha256(str(self.counts.shape).encode())
+        digest.update(np.ascontiguousarray(self.counts, dtype="<i8").tobytes())
+        for part in self.parts:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def check(self, labels: np.ndarray) -> None:
+        """Refuse to be used on other data than it was made for.
+
+        Args:
+            labels: class of each row, shape (n,).
+
+        Raises:
+            DataError: the number of rows or a client's class counts differ.
+        """
+        if len(labels) != self.rows:
+            raise DataError(f"the split is for {self.rows} rows, the data hold {len(labels)}; use the same data and limits")
+        try:
+            counts = _count(self.parts, labels, self.counts.shape[1])
+        except ConfigError as error:
+            raise DataError(f"the split does not fit the data: {error}") from error
+        for client in np.flatnonzero((counts != self.counts).any(axis=1))[:1]:
+            raise DataError(
+                f"the split was made for other data: client {client} should hold {self.counts[client].tolist()} "
+                f"rows per class but would hold {counts[client].tolist()}"
+            )
+
+    def to_json(self) -> str:
+        """Text of a split file; `from_json` reads it back."""
+        record = {
+            "schema": SCHEMA,
+            "scheme": self.scheme,
+            "options": dict(self.options),
+            "counts": self.counts.tolist(),
+            "parts": [part.tolist() for part in self.parts],
+            "hash": self.hash,
+        }
+        return json.dumps(record, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Partition:
+        """Read a split file; call `check` with the labels before using it.
+
+        Raises:
+            DataError: not a split file, of an unknown schema, a row twice, or changed since it was written.
+        """
+        try:
+            record = json.loads(text)
+            schema = record["schema"]
+            parts = [np.array(part, dtype=np.int64).reshape(-1) for part in record["parts"]]
+            counts = np.array(record["counts"], dtype=np.int64)
+            made = cls(parts, counts, str(record["scheme"]), dict(record["options"]))
+            stated = record["hash"]
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise DataError(f"not a split file: {type(error).__name__}: {error}") from error
+        if schema != SCHEMA:
+            raise DataError(f"split file of schema {schema!r}; this version reads {SCHEMA}")
+        if counts.ndim != 2 or len(counts) != len(parts):
+            raise DataError(f"split file: {len(parts)} clients but counts of shape {counts.shape}")
+        _check_cover(parts, made.rows, "split file", DataError)
+        if made.hash != stated:
+            raise DataError("split file: its hash does not match, it was changed after it was written; make it anew")
+        return made
+
+
+def _check_cover(
+    parts: list[np.ndarray], rows: int, who: str, error: type[ConfigError] | type[DataError] = ConfigError
+) -> None:
+    """Raise ``error`` unless the parts hold 0 .. rows-1, each exactly once."""
+    every = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    if len(every) and not (every.min() >= 0 and every.max() < rows):
+        raise error(f"{who}: row numbers run from {every.min()} to {every.max()}, rows from 0 to {rows - 1}")
+    times = np.bincount(every, minlength=rows)
+    wrong = np.flatnonzero(times != 1)
+    if len(wrong):
+        raise error(f"{who}: row {wrong[0]} is held {times[wrong[0]]} times ({len(wrong)} such rows); must be once")
+
+
+def _count(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
+    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+        raise ConfigError(f"labels run from {labels.min()} to {labels.max()}, classes from 0 to {num_classes - 1}")
+    return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
+
+
+def _options(scheme: Scheme, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The scheme's keyword options, defaults filled in.
+
+    Raises:
+        ConfigError: an option the scheme does not have; the near name is in the message.
+    """
+    parameters = inspect.signature(scheme).parameters.values()
+    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return {**known, **given}
+    for option in given:
+        if option not in known:
+            possible = f"It takes {one_of(known)}." if known else "It takes no options."
+            raise ConfigError(f"partition {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
+    missing = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in given]
+    if missing:
+        raise ConfigError(f"partition {name!r} needs {one_of(missing)}")
+    return {**known, **given}
+
+
+def split(
+    scheme: str | Scheme,
+    labels: np.ndarray,
+    clients: int,
+    num_classes: int,
+    rng: np.random.Generator,
+    **options: Any,
+) -> Partition:
+    """Split by a scheme's name or by any callable of the same form.
+
+    Args:
+        scheme: one of `SCHEMES`, or ``(labels, clients, rng, *, options) -> list of index arrays``.
+        labels: class of each row, shape (n,), integers in ``range(num_classes)``.
+        clients: number of parts, 1 to n.
+        num_classes: classes of the task, also those that do not occur.
+        rng: source of all randomness.
+        options: the scheme's keyword options.
+
+    Returns:
+        A checked partition: every row exactly once.
+
+    Raises:
+        UnknownNameError: no scheme of this name; the near name is in the message.
+        ConfigError: a wrong option or value, or a callable that loses or repeats rows.
+    """
+    labels = np.asarray(labels)
+    if callable(scheme):
+        function, name = scheme, getattr(scheme, "__name__", type(scheme).__name__)
+    elif scheme in SCHEMES:
+        function, name = SCHEMES[scheme], scheme
+    else:
+        raise UnknownNameError(f"unknown partition {scheme!r}.{suggest(scheme, SCHEMES)} Possible: {one_of(SCHEMES)}")
+    _check_clients(labels, clients)
+    full = _options(function, name, options)
+    parts = [np.asarray(part, dtype=np.int64) for part in function(labels, clients, rng, **full)]
+    if len(parts) != clients:
+        raise ConfigError(f"partition {name!r} made {len(parts)} parts for {clients} clients")
+    _check_cover(parts, len(labels), f"partition {name!r}")
+    return Partition(parts, _count(parts, labels, num_classes), name, full)

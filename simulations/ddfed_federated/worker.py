@@ -1,0 +1,140 @@
+"""What a client process does with a message: load its share, call the method, release.
+
+Called by the Flower client app; the same function in-process, in a process pool, under Ray and deployed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from functools import lru_cache
+
+import torch
+from ddfed.data import Task
+from ddfed.domain import Domain
+from ddfed.errors import ConfigError
+from ddfed.federation import Broadcast, Release
+from ddfed.gate import PlainGate
+from ddfed.registry import registry
+from ddfed.seeds import Streams
+from torch import Tensor
+
+from ddfed_federated import partition as partitions
+from ddfed_federated.methods import ClientContext
+from ddfed_federated.settings import SimulateSettings
+
+
+def load_task(settings: SimulateSettings) -> tuple[Domain, Task]:
+    """The domain and its data, once per process and settings."""
+    return _load_task(settings.data.model_dump_json())
+
+
+@lru_cache(maxsize=2)
+def _load_task(data_json: str) -> tuple[Domain, Task]:
+    from ddfed.settings import DataSettings
+
+    data = DataSettings.model_validate_json(data_json)
+    domain = registry().load("domain", data.domain, "data.domain")()
+    task = domain.load(data.dataset, data.root, data.options)
+    return domain, task.limit(data.train_limit, data.test_limit)
+
+
+def load_partition(settings: SimulateSettings) -> partitions.Partition:
+    """The split of the training data, a function of data, scheme and seed alone."""
+    federation = settings.federation
+    return _load_partition(
+        settings.data.model_dump_json(),
+        federation.model_dump_json(include={"partition", "partition_options", "clients"}),
+        settings.run.seed,
+    )
+
+
+@lru_cache(maxsize=4)
+def _load_partition(data_json: str, scheme_json: str, seed: int) -> partitions.Partition:
+    from ddfed_federated.settings import FederationSettings
+
+    federation = FederationSettings.model_validate_json(scheme_json)
+    _, task = _load_task(data_json)
+    scheme = registry().load("partitioner", federation.partition, "federation.partition")
+    return partitions.split(
+        scheme,
+        task.train.labels.numpy(),
+        federation.clients,
+        task.info.num_classes,
+        Streams(seed).numpy("partition"),
+        **federation.partition_options,
+    )
+
+
+def answer(
+    settings_json: str, client: int, broadcast: Broadcast, state: dict[str, Tensor]
+) -> tuple[Release, dict[str, Tensor]]:
+    """One client's answer to one broadcast.
+
+    Args:
+        settings_json: the run's `SimulateSettings`.
+        client: partition id.
+        broadcast: from the server.
+        state: the client's memory from its last round with this method.
+
+    Raises:
+        DdfedError: whatever is wrong with the client's data or settings; the server goes on without it.
+    """
+    settings = SimulateSettings.model_validate_json(settings_json)
+    method = registry().load("federated", settings.method)
+    domain, task = load_task(settings)
+    parts = load_partition(settings).parts
+    if not 0 <= client < len(parts):
+        raise ConfigError(f"partition id {client} is outside 0 to {len(parts) - 1}")
+    data = task.train.subset(torch.from_numpy(parts[client]))
+    # Its own chunk and ledger; the scope keeps clients apart for the accountant.
+    gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
+    streams = Streams(settings.run.seed).child("client", client)
+    # A control must draw the items that the method itself starts from, so streams do not name the method.
+    context = ClientContext(client, settings, domain, streams)
+    fault = _fault(settings, broadcast.round, client)
+    if fault:
+        _before(fault, client)
+    remembered = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{method.name}/")}
+    resumed = {k.removeprefix("previous."): v for k, v in broadcast.arrays.items() if k.startswith("previous.")}
+    begun = time.perf_counter()
+    release, new = method.client(resumed or remembered, gate, broadcast, context)
+    seconds = time.perf_counter() - begun
+    release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds})
+    return _after(fault, release), {f"{method.name}/{k}": v for k, v in new.items()}
+
+
+def _fault(settings: SimulateSettings, number: int, client: int) -> str:
+    """The rehearsed fault of this client in this round, if any."""
+    for fault in settings.federation.faults:
+        at, who, kind = fault.split(":")
+        if (int(at), int(who)) == (number, client):
+            return kind
+    dropout = settings.federation.dropout
+    if dropout and Streams(settings.run.seed).numpy("dropout", number, client).random() < dropout:
+        return "raise"
+    return ""
+
+
+def _before(fault: str, client: int) -> None:
+    if fault == "raise":
+        raise RuntimeError(f"client {client} dropped out (rehearsed)")
+    if fault == "exit":
+        os._exit(1)
+    if fault == "hang":
+        time.sleep(3600)
+
+
+def _after(fault: str, release: Release) -> Release:
+    if fault not in ("nan", "shape", "labels") or not release.arrays:
+        return release
+    arrays = {k: v.clone() for k, v in release.arrays.items()}
+    name = next(iter(arrays))
+    if fault == "nan":
+        arrays[name].view(-1)[0] = float("nan")
+    elif fault == "shape":
+        arrays[name] = arrays[name].flatten(1)[:, :-1]
+    elif "y" in arrays:
+        arrays["y"] = arrays["y"] + 1000
+    return dataclasses.replace(release, arrays=arrays)
