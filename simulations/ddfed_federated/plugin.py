@@ -35,9 +35,9 @@ def ddfed_register(registry: Registry) -> None:
         ("quantity", "client sizes from a Dirichlet, labels alike"),
     ):
         registry.add("partitioner", name, f"ddfed_federated.partition:{name}", summary=summary)
-    registry.add("backend", "inprocess", "ddfed_federated.flower.backends:run_inprocess",
+    registry.add("backend", "inprocess", "ddfed_federated.backends:inprocess",
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
-    registry.add("backend", "ray", "ddfed_federated.flower.backends:run_ray",
+    registry.add("backend", "ray", "ddfed_federated.backends:ray",
                  summary="Flower's simulation on Ray", extra="federated", modules=("flwr", "ray"))  # fmt: skip
 
 

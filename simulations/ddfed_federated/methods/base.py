@@ -99,6 +99,10 @@ class FederatedMethod(ABC):
     presets: tuple[Preset, ...] = ()
     departures: tuple[str, ...] = ()
 
+    def restart_of(self, settings: SimulateSettings) -> str:
+        """Where a client's set starts each round: ``same``, ``fresh`` or ``previous``."""
+        return settings.federation.restart
+
     @abstractmethod
     def client(
         self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext

@@ -49,6 +49,9 @@ class SetMethod(FederatedMethod):
     distils: bool = True
     restart: str = ""
 
+    def restart_of(self, settings: SimulateSettings) -> str:
+        return self.restart or settings.federation.restart
+
     def client(
         self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
     ) -> tuple[Release, ClientState]:
@@ -57,7 +60,7 @@ class SetMethod(FederatedMethod):
         held = gate.held(settings.distill.min_count)
         if not held:
             return Release(context.client, number, "empty"), state
-        restart = self.restart or settings.federation.restart
+        restart = self.restart_of(settings)
         parts = settings.distill if self.distils else settings.distill.model_copy(update={"steps": 0})
         previous = {k: v for k, v in state.items() if k == "x"} if restart == "previous" else {}
         syn = distill(
@@ -80,8 +83,7 @@ class SetMethod(FederatedMethod):
             arrays={"x": x, "y": y},
             examples=sum(counts),
             class_counts=tuple(counts),
-            # Real records the items started from; a fixed choice is handed out once, however many rounds.
-            metrics={"seeds": float(0 if restart == "same" and number > 1 else seeds)},
+            metrics={"seeds": float(seeds)},  # real records the items started from in this round
         )
         return release, {"x": x} if restart == "previous" else state
 

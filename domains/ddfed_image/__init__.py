@@ -1,0 +1,1 @@
+"""Images for ddfed: data sets, whitening, networks, differentiable augmentation, pictures and exports."""

@@ -1,0 +1,175 @@
+"""Sending a round and collecting what comes: progress, deadline, quorum and cancellation.
+
+Replaces Flower's blocking `send_and_receive`, which has none of them. Works on any `Grid`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ddfed.errors import FederationError
+from ddfed_federated.flower.wire import error_text
+
+OnReply = Callable[[int, int, Message], None]
+
+
+class Cancelled(BaseException):
+    """The run was stopped from outside. Not an `Exception`, so that no handler of failed rounds swallows it."""
+
+
+def _check(*events: threading.Event | None) -> None:
+    if any(event is not None and event.is_set() for event in events):
+        raise Cancelled("the run was cancelled")
+
+
+def collect(
+    grid: Grid,
+    messages: Iterable[Message],
+    *,
+    cancel: threading.Event | None = None,
+    timeout: float | None = None,
+    poll: float | None = None,
+    enough: int | None = None,
+    on_reply: OnReply | None = None,
+) -> tuple[list[Message], dict[str, int]]:
+    """Send messages and gather the replies as they come.
+
+    Error replies count as replies; look at ``has_error()``. Each reply's ``metadata.src_node_id`` is the node
+    that was asked, also for errors that Flower made on a node's behalf. The order of arrival means nothing:
+    sort by partition id before using it.
+
+    Args:
+        grid: any grid; its own ``cancel`` event, if it has one, is obeyed too.
+        messages: one per node. Never send to a node that has not answered yet; see `still_out`.
+        cancel: stops the wait when set.
+        timeout: seconds after which what came is returned; None waits for ever.
+        poll: seconds between two looks; None asks the grid, else 0.1.
+        enough: return once so many replies are there.
+        on_reply: called as ``(replies so far, messages sent, reply)``.
+
+    Returns:
+        The replies, and ``{message id: node id}`` of those that did not come. A message that no node could
+        be found for has an id starting with ``"refused-"``. A `LocalGrid` stops the clients that are late.
+
+    Raises:
+        Cancelled: ``cancel`` was set.
+    """
+    sent = list(messages)
+    own = getattr(grid, "cancel", None)
+    pause = float(getattr(grid, "poll", 0.1)) if poll is None else poll
+    signal = cancel or own or threading.Event()
+    end = None if timeout is None else time.monotonic() + timeout
+    _check(cancel, own)
+    waiting, refused = _push(grid, sent)
+    replies: list[Message] = []
+    try:
+        while waiting and not (enough is not None and len(replies) >= enough):
+            came = list(grid.pull_messages(list(waiting)))
+            for reply in came:
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    continue
+                # An error made by the link on a node's behalf names the link as its source.
+                reply.metadata.__dict__["_src_node_id"] = node
+                replies.append(reply)
+                if on_reply is not None:
+                    on_reply(len(replies), len(sent), reply)
+            _check(cancel, own)
+            if end is not None and time.monotonic() >= end:
+                break
+            if not came:
+                if getattr(grid, "idle", False):
+                    break
+                signal.wait(pause)
+    finally:
+        discard = getattr(grid, "discard", None)
+        if waiting and discard is not None:
+            discard(list(waiting))
+    return replies, {**waiting, **refused}
+
+
+def _push(grid: Grid, messages: list[Message]) -> tuple[dict[str, int], dict[str, int]]:
+    """Ids of accepted messages, and made-up ids of those that were not."""
+    given = list(grid.push_messages(messages))
+    waiting, refused = {}, {}
+    accepted = set(given)
+    for position, message in enumerate(messages):
+        # Flower's in-memory grid leaves refused messages out of its answer, a SuperLink gives them no id.
+        message_id = given[position] if len(given) == len(messages) else message.metadata.message_id
+        node = message.metadata.dst_node_id
+        if message_id and message_id in accepted:
+            waiting[message_id] = node
+        else:
+            refused[f"refused-{position}"] = node
+    return waiting, refused
+
+
+def still_out(grid: Grid, missing: dict[str, int]) -> dict[str, int]:
+    """Of the messages that went unanswered, those whose client may still be working.
+
+    Late replies are taken off the grid and dropped. Two messages to one node may run at once, and the last
+    to write its state wins, so a node that is still out must not be asked again.
+
+    Args:
+        grid: the grid they were sent on.
+        missing: ``{message id: node id}`` from `collect`, of one or several rounds.
+
+    Returns:
+        The part that has not come. Always empty for a `LocalGrid`, which stops late clients.
+    """
+    out = {i: node for i, node in missing.items() if not i.startswith("refused-")}
+    if not out or hasattr(grid, "discard"):
+        return {}
+    for reply in grid.pull_messages(list(out)):
+        out.pop(reply.metadata.reply_to_message_id, None)
+    return out
+
+
+def wait_for_nodes(
+    grid: Grid, clients: int, *, cancel: threading.Event | None = None, timeout: float | None = 120.0
+) -> dict[int, int]:
+    """Wait until all clients are there and ask each who it is; also starts the workers.
+
+    Flower's server begins before its nodes are registered, and node ids are random in each run: only
+    partition ids may be sampled, sorted or stored.
+
+    Args:
+        grid: any grid.
+        clients: how many must be there.
+        cancel: stops the wait when set.
+        timeout: seconds for both steps together; None waits for ever.
+
+    Returns:
+        ``{partition id: node id}``, sorted by partition id.
+
+    Raises:
+        FederationError: too few came in time, one failed, or two have the same partition id.
+        Cancelled: ``cancel`` was set.
+    """
+    end = None if timeout is None else time.monotonic() + timeout
+    signal = cancel or getattr(grid, "cancel", None) or threading.Event()
+    while len(nodes := sorted(grid.get_node_ids())) < clients:
+        _check(cancel, getattr(grid, "cancel", None))
+        if end is not None and time.monotonic() > end:
+            raise FederationError(f"{len(nodes)} of {clients} clients came within {timeout:g} s; start the others, or ask for fewer")
+        signal.wait(min(0.05, float(getattr(grid, "poll", 0.05))))
+    left = None if end is None else max(0.1, end - time.monotonic())
+    hellos = [Message(RecordDict(), node, "query.hello", group_id="0") for node in nodes]
+    replies, missing = collect(grid, hellos, cancel=cancel, timeout=left)
+    found: dict[int, int] = {}
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            raise FederationError(f"a client failed before the first round: {error_text(reply)}")
+        partition = int(reply.content["hello"]["partition"])  # type: ignore[arg-type, call-overload, index]
+        if partition in found:
+            raise FederationError(f"nodes {found[partition]} and {node} both say they are client {partition}")
+        found[partition] = node
+    if len(found) < clients:
+        raise FederationError(f"{len(found)} of {clients} clients answered within {timeout} s; {len(missing)} did not")
+    return dict(sorted(found.items()))

@@ -1,0 +1,220 @@
+"""A federated run: the method and its baselines on one split, on one back end, saved after every round."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from ddfed.artifact import SyntheticSet
+from ddfed.data import Task
+from ddfed.domain import Domain
+from ddfed.errors import FederationError
+from ddfed.ledger import Ledger, PrivacyEvent
+from ddfed.registry import registry
+from ddfed.runs import RunFolder
+from ddfed.store import HardLabels, Pixels
+
+import ddfed
+from ddfed_federated.measures import heterogeneity
+from ddfed_federated.methods import ServerState
+from ddfed_federated.partition import Partition
+from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
+from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.worker import load_partition, load_task
+
+
+def simulate(
+    settings: SimulateSettings, folder: RunFolder, progress: Progressing | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Run the method and its baselines.
+
+    Args:
+        settings: complete and checked.
+        folder: where the run writes itself down.
+        progress: told of replies and rounds.
+        resume: go on from the folder's checkpoint; the numbers equal the uninterrupted run's.
+
+    Returns:
+        The summary, also written to ``summary.json``; the main method's last union is saved as an artifact.
+
+    Raises:
+        DataError, ConfigError: before anything is started.
+        FederationError: no round of the main method had a valid release.
+    """
+    torch.set_num_threads(settings.federation.server_threads)
+    domain, task = load_task(settings)
+    partition = load_partition(settings)
+    folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint() else None
+    run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
+    backend = registry().load("backend", settings.federation.backend, "federation.backend")
+    begun = time.perf_counter()
+    backend(run.main, settings)
+    return run.finish(time.perf_counter() - begun)
+
+
+class _Run:
+    """State of a run between methods; `main` is what a back end calls with its grid."""
+
+    def __init__(
+        self,
+        settings: SimulateSettings,
+        domain: Domain,
+        task: Task,
+        partition: Partition,
+        folder: RunFolder,
+        progress: Progressing,
+        saved: dict[str, Any] | None,
+    ) -> None:
+        self.settings, self.domain, self.task, self.partition = settings, domain, task, partition
+        self.folder, self.progress = folder, progress
+        self.plan = list(dict.fromkeys([settings.method, *settings.baselines]))
+        self.rows: dict[str, list[RoundRow]] = {name: [] for name in self.plan}
+        self.union: dict[str, Any] | None = None
+        self.saved = saved
+        if saved:
+            for name, rows in saved["rows"].items():
+                self.rows[name] = [RoundRow.from_json(row) for row in rows]
+            self.union = saved["union"]
+            done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
+            folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
+
+    def main(self, grid: Any) -> None:
+        """Hold all rounds of all methods."""
+        from ddfed_federated.flower.loop import wait_for_nodes
+
+        nodes = wait_for_nodes(grid, self.settings.federation.clients)
+        for name in self.plan:
+            if len(self.rows[name]) < self.settings.federation.rounds:
+                self._method(name, grid, nodes)
+
+    def _method(self, name: str, grid: Any, nodes: dict[int, int]) -> None:
+        settings = self.settings.model_copy(update={"method": name})
+        progress = replace(self.progress, finished=self._finished(self.progress))
+        rounds = Rounds(settings, self.domain, self.task, grid, nodes, progress)
+        if self.saved and self.saved["method"] == name:
+            saved = self.saved["state"]
+            state = ServerState(saved["round"], saved["weights"], saved["memory"])
+            rounds.resume(self.saved["rounds"])
+        else:
+            state = rounds.begin()
+        while state.round < settings.federation.rounds:
+            state, row = rounds.hold(state)
+            self.rows[name].append(row)
+            if name == self.plan[0]:
+                self._keep_union(state)
+            self._save(name, state, rounds)
+
+    def _finished(self, progress: Progressing) -> Any:
+        def finished(row: RoundRow) -> None:
+            self.folder.event("round", **row.to_json())
+            progress.finished(row)
+
+        return finished
+
+    def _keep_union(self, state: ServerState) -> None:
+        union = union_of(state)
+        if union:
+            self.union = {"x": union[0], "y": union[1], "clients": union[2], "round": state.round}
+
+    def _save(self, name: str, state: ServerState, rounds: Rounds) -> None:
+        self.folder.checkpoint(
+            {
+                "method": name,
+                "state": {"round": state.round, "weights": state.weights, "memory": state.memory},
+                "rounds": rounds.remember(),
+                "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
+                "union": self.union,
+            }
+        )
+
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Write the artifact and the summary."""
+        main = self.rows[self.plan[0]]
+        if not any(row.releases for row in main):
+            reasons = sorted({reason for row in main for reason in row.lost})[:3]
+            raise FederationError(
+                f"no round of {self.plan[0]!r} had a valid release; "
+                + (f"the clients said: {'; '.join(reasons)}" if reasons else "no client holds enough records")
+            )
+        privacy = self._ledger()
+        artifact = self._artifact(privacy)
+        if artifact is not None:
+            artifact.save(self.folder.path)
+        summary = {
+            "kind": "federated",
+            "status": "finished",
+            "task": {
+                "domain": self.task.info.domain,
+                "dataset": self.task.info.dataset,
+                "classes": list(self.task.info.classes),
+                "train": len(self.task.train),
+                "test": len(self.task.test),
+                "source": self.task.info.source,
+            },
+            "seed": self.settings.run.seed,
+            "settings": self.settings.model_dump(mode="json"),
+            "partition": {
+                "scheme": self.partition.scheme,
+                "options": dict(self.partition.options),
+                "hash": self.partition.hash,
+                "counts": self.partition.counts.tolist(),
+                "measures": heterogeneity(self.partition.counts),
+            },
+            "methods": {name: self._method_summary(name) for name in self.plan},
+            "artifact": artifact.content_hash if artifact is not None else None,
+            "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
+            "seconds": round(seconds, 2),
+            "versions": {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        }
+        self.folder.write_summary(summary)
+        return summary
+
+    def _method_summary(self, name: str) -> dict[str, Any]:
+        rows, component = self.rows[name], registry().get("federated", name)
+        return {
+            "title": component.summary,
+            "citation": component.facts.get("citation", ""),
+            "accuracy": rows[-1].accuracy,
+            "bytes_up": sum(row.up for row in rows),
+            "bytes_down": sum(row.down for row in rows),
+            "real_seeds": rows[-1].real_seeds,
+            "seconds": round(sum(row.seconds for row in rows), 2),
+            "rows": [row.to_json() for row in rows],
+        }
+
+    def _ledger(self) -> Ledger:
+        """What the main method's clients asked of their records, as far as it left them."""
+        ledger = Ledger()
+        sends = registry().load("federated", self.plan[0]).sends
+        starts_real = sends == "set" and self.settings.distill.init != "noise"
+        for row in self.rows[self.plan[0]]:
+            query = f"{row.method} release" + (", items start from real records" if starts_real else "")
+            for _ in range(row.releases):
+                ledger.append(PrivacyEvent("raw" if starts_real else "none", query, "each client"))
+        return ledger
+
+    def _artifact(self, ledger: Ledger) -> SyntheticSet | None:
+        if self.union is None:
+            return None
+        info, union = self.task.info, self.union
+        store = Pixels(info, len(union["y"]))
+        store.load({"x": union["x"]})
+        return SyntheticSet(
+            info=info,
+            store=store,
+            labels=HardLabels(union["y"], info.num_classes),
+            protocol=self.settings.distill.protocol,
+            provenance={
+                "recipe": self.plan[0],
+                "federated": {"round": union["round"], "client_of_item": union["clients"]},
+                "settings": self.settings.model_dump(mode="json"),
+                "seed": self.settings.run.seed,
+                "data_sha256": self.task.train.content_hash,
+                "partition_sha256": self.partition.hash,
+                "torch": torch.__version__,
+            },
+            privacy={"statement": ledger.statement(), "events": ledger.to_json()},
+        )

@@ -1,0 +1,25 @@
+"""Shared by the federation tests: the toy worker is importable everywhere and allowed as a worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+TOY = "toy_worker:answer"
+
+
+@pytest.fixture(autouse=True)
+def toy_worker(monkeypatch):
+    """Worker processes inherit the environment; this process has its path already."""
+    monkeypatch.setenv("DDFED_WORKERS", TOY)
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, sys.path)]))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield TOY
+    torch.set_num_threads(before)
