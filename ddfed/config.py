@@ -1,8 +1,9 @@
 """Typed settings in layers: defaults, then files, then flags, then ``--set``; each value knows its origin.
 
 The machinery works with any pydantic model whose nested models forbid extra keys. Keys are dotted
-(``distill.steps``). Fields of type ``dict`` are free-form: their keys are not checked here and are merged key by
-key between layers. TOML has no null, so the text ``none`` empties a field that may be None and takes no text.
+(``distill.steps``). Fields of type ``dict`` are free-form: their keys are not checked here and are merged
+key by key between layers. TOML has no null, so the text ``none`` empties a field that may be None and takes
+no text.
 """
 
 from __future__ import annotations
@@ -93,18 +94,22 @@ def read_toml(path: Path) -> Layer:
     except OSError as error:
         raise ConfigError(f"cannot read settings file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"settings file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise ConfigError(
+            f"settings file {path} is not UTF-8 (byte {error.start}); save it as UTF-8"
+        ) from None
     try:
         return Layer(str(path), tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"settings file {path} is not valid TOML: {error}{_quoted_line(text, str(error))}") from None
+        raise ConfigError(
+            f"settings file {path} is not valid TOML: {error}{_quoted_line(text, str(error))}"
+        ) from None
 
 
 def parse_set(text: str) -> dict[str, Any]:
     """Turn ``a.b=c`` into ``{"a": {"b": c}}``.
 
-    The value is read as TOML; what is no TOML is text, so quotes may be left out, also inside a flat list (the
-    shell eats them anyway).
+    The value is read as TOML; what is no TOML is text, so quotes may be left out, also inside a flat list
+    (the shell eats them anyway).
 
     Example:
         >>> parse_set("distill.lr=1e-3"), parse_set("evaluate.networks=[convnet,mlp]")
@@ -116,7 +121,9 @@ def parse_set(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
-        raise ConfigError(f"--set wants KEY=VALUE with a dotted key, got {text!r}. Example: --set distill.steps=100")
+        raise ConfigError(
+            f"--set wants KEY=VALUE with a dotted key, got {text!r}. Example: --set distill.steps=100"
+        )
     nested: Any = _parse_value(value.strip())
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -142,7 +149,7 @@ def _parse_value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         parsed = {}
-    # A line break in the text could smuggle in further keys; dates are names to us, as in --set name=2024-05-01.
+    # A line break could smuggle in further keys; dates are names to us, as in --set name=2024-05-01.
     if set(parsed) == {"value"} and not isinstance(parsed["value"], (datetime.date, datetime.time)):
         return parsed["value"]
     flat_list = re.fullmatch(r"\[([^\[\]{}\"']*)\]", text)
@@ -174,7 +181,7 @@ def _for_toml(model: BaseModel, dumped: Mapping[str, Any], path: str) -> dict[st
             out[name] = _drop_nones(plain)
         elif info.is_required() or info.get_default(call_default_factory=True, validated_data={}) is not None:
             if not _empties(info.annotation):
-                raise ConfigError(f"setting {key!r} is None, which TOML cannot say for a field that takes text")
+                raise ConfigError(f"setting {key!r} is None, which TOML cannot say where text is possible")
             out[name] = "none"
     return out
 
@@ -198,7 +205,7 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The nested model of a field, None for leaves and for unions of several models (pydantic judges those)."""
+    """The nested model of a field, None for leaves and for unions of several models."""
     models = [a for a in _alternatives(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
     return models[0] if len(models) == 1 else None
 
@@ -302,7 +309,9 @@ def _without_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[st
     return out
 
 
-def _merge(base: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], path: str = "") -> None:
+def _merge(
+    base: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], path: str = ""
+) -> None:
     for name, value in new.items():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and value:
@@ -404,7 +413,11 @@ def _explain_key(key: str, errors: Sequence[Mapping[str, Any]], origins: Mapping
     if not wanted:
         return f"setting {key!r} = {given!r} (from {origin}): {first['msg']}"
     expected = " or ".join(dict.fromkeys(wanted))
-    return f"setting {key!r} must be {expected}; got {given!r} (from {origin}).{_nearest(given, errors)}".rstrip(".")
+    return (
+        f"setting {key!r} must be {expected}; got {given!r} (from {origin}).{_nearest(given, errors)}".rstrip(
+            "."
+        )
+    )
 
 
 def _nearest(given: Any, errors: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """Progress for loops: bars on a terminal, a few plain lines elsewhere, always on stderr.
 
-    with Progress() as progress:
-        task = progress.task("distilling", total=100)
-        progress.update(task, completed=3, loss=0.12, accuracy=0.93)
+with Progress() as progress:
+    task = progress.task("distilling", total=100)
+    progress.update(task, completed=3, loss=0.12, accuracy=0.93)
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._face: _Face = _Silent()
         if enabled:
-            self._face = _Bars(self._stream) if is_terminal(self._stream) else _Lines(self._stream, interval_s)
+            self._face = (
+                _Bars(self._stream) if is_terminal(self._stream) else _Lines(self._stream, interval_s)
+            )
 
     def __enter__(self) -> Progress:
         self._face.start()

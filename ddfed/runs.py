@@ -145,8 +145,8 @@ class RunFolder:
 
         if not self.has_checkpoint:
             raise RunFolderError(
-                f"{self.path} holds no checkpoint ({CHECKPOINT}); the run stopped before its first one. Start it "
-                f"again with --config {self.path / CONFIG}"
+                f"{self.path} holds no checkpoint ({CHECKPOINT}); the run stopped before its first one. "
+                f"Start it again with --config {self.path / CONFIG}"
             )
         return read_state(self.path / CHECKPOINT)
 
@@ -168,7 +168,7 @@ class RunFolder:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunFolderError(f"{self.path} has no {SUMMARY}: the run did not finish. Resume it first.") from None
+            raise RunFolderError(f"{self.path} has no {SUMMARY}: the run did not finish; resume it") from None
         except (OSError, ValueError) as error:
             raise RunFolderError(f"cannot read {path}: {error}") from None
         if not isinstance(found, dict):
@@ -283,7 +283,7 @@ def _claim(base: Path, stem: str) -> Path:
 def _latest(base: Path) -> Path:
     runs = find_runs(base)
     if not runs:
-        raise RunFolderError(f"there is no run folder in {base} yet, so 'latest' means nothing; name a folder")
+        raise RunFolderError(f"there is no run folder in {base}, so 'latest' means nothing; name a folder")
     return runs[-1].path
 
 

@@ -1,8 +1,8 @@
 """Figures as SVG text: the same input gives the same text, and no global state of matplotlib changes.
 
-Ink is ``currentColor``, so that a figure inside a page follows its light or dark colours. Colours are those of
-Okabe and Ito, which people with colour-blindness tell apart; line styles and markers repeat the distinction.
-"""
+Ink is ``currentColor``, so that a figure inside a page follows its light or dark colours. Colours are those
+of Okabe and Ito, which people with colour-blindness tell apart; line styles and markers repeat the
+distinction.
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Series = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[float] | None]
+Series = (
+    tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[float] | None]
+)
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#9A8700")
 _STYLES = ("-", "--", "-.", ":")
@@ -37,7 +39,7 @@ def curves(
     """Lines over a common axis.
 
     Args:
-        series: name -> (x, y) or (x, y, spread); the band is y ± spread. Values that are not finite leave gaps.
+        series: name -> (x, y) or (x, y, spread); the band is y ± spread. What is not finite leaves gaps.
         xlabel: with unit.
         ylabel: with unit.
         title: one line above.
@@ -139,12 +141,20 @@ def bars(
         for row, (name, (mean, spread)) in enumerate(values.items()):
             known = mean if math.isfinite(mean) else 0.0
             error = spread if spread is not None and math.isfinite(spread) else 0.0
-            axes.barh(row, known, height=0.62, color=PALETTE[0], alpha=1.0 if highlight in (None, name) else 0.45)
+            axes.barh(
+                row, known, height=0.62, color=PALETTE[0], alpha=1.0 if highlight in (None, name) else 0.45
+            )
             if error:
                 axes.errorbar(known, row, xerr=error, color=_INK, linewidth=1.2, capsize=3)
-            label = "not finite" if known != mean else f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+            label = (
+                "not finite"
+                if known != mean
+                else f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+            )
             end = max(known + error, 0.0)
-            axes.annotate(label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(
+                label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
+            )
             ends.append(end)
         for number, (name, place) in enumerate((reference or {}).items()):
             axes.axvline(place, color=_INK, linewidth=1.1, linestyle=(0, (5, 3)), alpha=0.65)
@@ -156,7 +166,9 @@ def bars(
         axes.set_yticks(range(len(values)), [shorten(n, 44, placeholder=" ...") for n in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
         # Room for the numbers at the right.
-        axes.set_xlim(min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.16 or 1)
+        axes.set_xlim(
+            min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.16 or 1
+        )
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         if not values:
@@ -230,8 +242,10 @@ def _class_key(figure: Figure, axes: Axes, classes: Sequence[str], colours: Sequ
         # Top to bottom as in the bars.
         handles = [Patch(color=c, label=n) for c, n in zip(reversed(colours), reversed(names))]
         small = 8.5 if len(classes) <= 16 else 7
-        figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=small, title="class",
-                      title_fontsize=9, labelspacing=0.3, handlelength=1.1)  # fmt: skip
+        figure.legend(
+            handles=handles, loc="outside right upper", frameon=False, fontsize=small, title="class",
+            title_fontsize=9, labelspacing=0.3, handlelength=1.1,
+        )  # fmt: skip
         return
     mapping = ScalarMappable(cmap=ListedColormap(list(colours)))
     mapping.set_clim(-0.5, len(classes) - 0.5)
@@ -239,7 +253,7 @@ def _class_key(figure: Figure, axes: Axes, classes: Sequence[str], colours: Sequ
     step = math.ceil(len(classes) / 8)
     places = list(range(0, len(classes), step))
     bar.set_ticks(places, labels=[names[i] for i in places])
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8)
 
 
@@ -251,7 +265,7 @@ def _boxes(axes: Axes, boxes: Sequence[tuple[float, float, float, float]], colou
     if not boxes:
         return
     corners: list[tuple[float, float]] = []
-    codes: list[int] = []
+    codes: list[Any] = []
     for left, low, right, high in boxes:
         corners += [(left, low), (right, low), (right, high), (left, high), (left, low)]
         codes += [Path.MOVETO, Path.LINETO, Path.LINETO, Path.LINETO, Path.CLOSEPOLY]
@@ -275,7 +289,13 @@ def _render(draw: Callable[[Figure], None], width: float, height: float) -> str:
     # rc_context puts everything back; starting from the defaults keeps a person's matplotlibrc out.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+        ink: tuple[Any, ...] = (
+            "text.color",
+            "axes.edgecolor",
+            "axes.labelcolor",
+            "xtick.color",
+            "ytick.color",
+        )
         matplotlib.rcParams.update(
             {
                 **dict.fromkeys(ink, _INK),

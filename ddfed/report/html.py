@@ -38,13 +38,15 @@ body { margin: 0; background: var(--paper); color: var(--ink);
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 header { margin-bottom: 2rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -0.01em; }
-h2 { font-size: 1.3rem; margin: 2.75rem 0 0.9rem; padding-bottom: 0.35rem; border-bottom: 1px solid var(--line); }
+h2 { font-size: 1.3rem; margin: 2.75rem 0 0.9rem; padding-bottom: 0.35rem;
+  border-bottom: 1px solid var(--line); }
 .subtitle { margin: 0.5rem 0 0; color: var(--soft); font-size: 1.08rem; }
 p { max-width: 46rem; margin: 0.75rem 0; white-space: pre-line; }
 a { color: var(--accent); }
-nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; list-style: none; padding: 0; margin: 1.1rem 0 0; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; margin: 1rem 0; padding: 0.4rem 1rem;
-  background: var(--raised); border: 1px solid var(--line); border-radius: 8px; }
+nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; list-style: none; padding: 0;
+  margin: 1.1rem 0 0; }
+dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; margin: 1rem 0;
+  padding: 0.4rem 1rem; background: var(--raised); border: 1px solid var(--line); border-radius: 8px; }
 dt, dd { margin: 0; padding: 0.32rem 0; }
 dt { color: var(--soft); padding-right: 1.75rem; }
 dd { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
@@ -52,7 +54,8 @@ dd { overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 table { border-collapse: collapse; min-width: 60%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: 0.5rem; font-size: 0.94rem; }
-th, td { padding: 0.42rem 0.9rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th, td { padding: 0.42rem 0.9rem; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
 th.number, td.number { text-align: right; white-space: nowrap; }
 tr.marked td { background: var(--mark); font-weight: 600; }
@@ -64,7 +67,8 @@ figure img { max-width: 100%; height: auto; display: block; border: 1px solid va
 figure img.small { image-rendering: pixelated; }
 details { margin: 1rem 0; border: 1px solid var(--line); border-radius: 8px; padding: 0 1rem; }
 summary { cursor: pointer; padding: 0.6rem 0; font-weight: 600; }
-pre { overflow-x: auto; font: 0.86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: 0 0 1rem; }
+pre { overflow-x: auto; font: 0.86rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  margin: 0 0 1rem; }
 footer { margin-top: 3rem; padding-top: 0.75rem; border-top: 1px solid var(--line); color: var(--soft);
   font-size: 0.88rem; }
 @media (max-width: 36rem) { main { padding-top: 1.5rem; } dl { grid-template-columns: 1fr; }
@@ -155,7 +159,7 @@ class Page:
         return (
             f'<!doctype html>\n<html lang="{escape(self._lang)}">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
             "style-src 'unsafe-inline'\">\n"
             f"<title>{escape(self._title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
             f"<header>\n<h1>{escape(self._title)}</h1>\n{subtitle}\n{self._contents()}</header>\n{body}\n"
@@ -208,7 +212,8 @@ def shown(value: Any) -> str:
 def facts(values: Mapping[str, Any]) -> Html:
     """A definition list; values that are `Html` are put in as they are."""
     rows = (
-        f"<dt>{escape(name)}</dt><dd>{v if isinstance(v, Html) else escape(shown(v))}</dd>" for name, v in values.items()
+        f"<dt>{escape(name)}</dt><dd>{v if isinstance(v, Html) else escape(shown(v))}</dd>"
+        for name, v in values.items()
     )
     return Html("<dl>" + "\n".join(rows) + "</dl>")
 
@@ -275,7 +280,7 @@ def _inline_svg(svg: str, prefix: str, label: str) -> str:
     svg = re.sub(r'(href=")#', rf"\1#{prefix}", svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}", svg)
     if label:
-        svg = re.sub(r'^<svg(?![^>]*\srole=)', f'<svg role="img" aria-label="{escape(label)}"', svg)
+        svg = re.sub(r"^<svg(?![^>]*\srole=)", f'<svg role="img" aria-label="{escape(label)}"', svg)
     return svg
 
 

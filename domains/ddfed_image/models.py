@@ -35,7 +35,9 @@ MODELS = (
     "resnet18-bn-ap",
 )
 NORMS = ("in", "bn", "none")
-_CONVNET = re.compile(r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-(?P<norm>in|bn|none))?")
+_CONVNET = re.compile(
+    r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-(?P<norm>in|bn|none))?"
+)
 _ADVICE = "Use 'mlp', or 'convnet', whose depth follows the image size."
 
 
@@ -199,7 +201,9 @@ class VGG11(Network):
                 self.features.append(nn.MaxPool2d(2))
                 continue
             padding = 1 + extra if number == 0 else 1
-            self.features.extend([nn.Conv2d(before, width, 3, padding=padding), _norm(norm, width), nn.ReLU()])
+            self.features.extend(
+                [nn.Conv2d(before, width, 3, padding=padding), _norm(norm, width), nn.ReLU()]
+            )
             before = width
         self.head = nn.Linear(512 * sides[0] * sides[1], info.num_classes)
 

@@ -49,7 +49,11 @@ _DATASETS = {
     "cifar10": {
         "summary": "colour 32x32 images of ten kinds, binary archive or parquet",
         "modules": ("PIL", "pyarrow"),
-        "files": ("data_batch_1.bin ... data_batch_5.bin, test_batch.bin", "cifar-10-binary.tar.gz", _PARQUET),
+        "files": (
+            "data_batch_1.bin ... data_batch_5.bin, test_batch.bin",
+            "cifar-10-binary.tar.gz",
+            _PARQUET,
+        ),
         "classes": 10,
         "train": 50_000,
         "test": 10_000,

@@ -166,7 +166,10 @@ def test_none_empties_only_fields_that_take_no_text():
 
 def test_toml_round_trip(tmp_path: Path):
     settings = of(
-        "distill.limit=none", 'distill.options={a = [1, 2], b = {c = "x"}}', "evaluate.root=/data", "distill.lr=1e-7"
+        "distill.limit=none",
+        'distill.options={a = [1, 2], b = {c = "x"}}',
+        "evaluate.root=/data",
+        "distill.lr=1e-7",
     )
     path = tmp_path / "config.toml"
     path.write_text(to_toml(settings))

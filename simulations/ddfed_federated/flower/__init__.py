@@ -15,5 +15,7 @@ for _name, _value in {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray would otherwise warn about the accelerators of workers that asked for none.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A call after Ray was ended would otherwise start a second cluster just to be told that it is empty.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
 }.items():
     os.environ.setdefault(_name, _value)

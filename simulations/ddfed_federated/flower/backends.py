@@ -133,7 +133,7 @@ def run_ray(
     _check_numbers(clients, client_threads)
     _check_cluster(num_cpus, address, client_threads)
     from flwr.app import Context
-    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp import ServerApp
     from flwr.simulation import run_simulation
 
     from ddfed_federated.flower.pool import load_app

@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -77,6 +79,30 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """End this process if the call takes too long, where the process is one that Ray replaces.
+
+    Ray can neither cancel a call of an actor nor tell Flower to; without this a client that never answers
+    takes a worker with it for the rest of the run.
+    """
+    if seconds <= 0 or not _in_ray_actor():
+        yield
+        return
+    timer = threading.Timer(seconds, os._exit, (70,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _in_ray_actor() -> bool:
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
+
+
 def failure(error: BaseException, message: Message) -> Message:
     """An error reply that says in one line what happened and where.
 
@@ -100,11 +126,11 @@ def train(message: Message, context: Context) -> Message:
         if order.client != client:
             raise FederationError(f"a message for client {order.client} reached client {client}")
         state = _load_state(context)
-        with _threads(order.client_threads):
+        with _threads(order.client_threads), _limit(order.limit_s):
             release, state = _worker(order.worker)(order.settings, client, broadcast, state)
         content = wire.encode_release(release, order.codec)
         stored = wire.pack(state)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return failure(error, message)
     context.state[_STATE] = stored
     return Message(content, reply_to=message)

@@ -17,6 +17,12 @@ from ddfed_federated.flower.wire import error_text
 
 OnReply = Callable[[int, int, Message], None]
 
+#: Ray answers so for an actor whose process has died and is being started again: the message never ran.
+_RESTARTING = "The actor is restarting"
+#: Seconds before such a message is sent again, and how often: a minute covers a slow import of torch.
+_RESEND_AFTER_S = 0.5
+_RESENDS = 120
+
 
 class Cancelled(BaseException):
     """The run was stopped from outside. Not an `Exception`, so that no handler of failed rounds swallows it."""
@@ -66,14 +72,17 @@ def collect(
     end = None if timeout is None else time.monotonic() + timeout
     _check(cancel, own)
     waiting, refused = _push(grid, sent)
+    resend = _Resend(grid, sent)
     replies: list[Message] = []
     try:
         while waiting and not (enough is not None and len(replies) >= enough):
+            waiting = resend.due(waiting)
             came = list(grid.pull_messages(list(waiting)))
             for reply in came:
-                node = waiting.pop(reply.metadata.reply_to_message_id, None)
-                if node is None:
+                node = waiting.get(reply.metadata.reply_to_message_id)
+                if node is None or resend.takes(reply):
                     continue
+                del waiting[reply.metadata.reply_to_message_id]
                 # An error made by the link on a node's behalf names the link as its source.
                 reply.metadata.__dict__["_src_node_id"] = node
                 replies.append(reply)
@@ -107,6 +116,40 @@ def _push(grid: Grid, messages: list[Message]) -> tuple[dict[str, int], dict[str
         else:
             refused[f"refused-{position}"] = node
     return waiting, refused
+
+
+class _Resend:
+    """Messages that met a worker which was just being replaced, and are to be sent once more."""
+
+    def __init__(self, grid: Grid, messages: list[Message]) -> None:
+        self._grid = grid
+        self._messages = {m.metadata.message_id: m for m in messages}
+        self._times: dict[str, int] = {}
+        self._when: dict[str, float] = {}
+
+    def takes(self, reply: Message) -> bool:
+        """Whether the reply only says that the worker was not there; it is then dealt with."""
+        message_id = reply.metadata.reply_to_message_id
+        if not reply.has_error() or _RESTARTING not in (reply.error.reason or ""):
+            return False
+        if message_id not in self._messages or self._times.get(message_id, 0) >= _RESENDS:
+            return False
+        self._when[message_id] = time.monotonic() + _RESEND_AFTER_S
+        return True
+
+    def due(self, waiting: dict[str, int]) -> dict[str, int]:
+        """``waiting`` with the ids of the messages that were sent again just now replaced."""
+        now = time.monotonic()
+        for old in [i for i, when in self._when.items() if when <= now]:
+            del self._when[old]
+            message = self._messages.pop(old)
+            about = message.metadata
+            fresh = Message(message.content, about.dst_node_id, about.message_type, group_id=about.group_id)
+            for new in self._grid.push_messages([fresh]):
+                self._messages[new] = fresh
+                self._times[new] = self._times.pop(old, 0) + 1
+                waiting = {new if i == old else i: node for i, node in waiting.items()}
+        return waiting
 
 
 def still_out(grid: Grid, missing: dict[str, int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Order:
         codec: how the items of a set travel back.
         client_threads: torch threads of one client.
         worker: ``module:function`` that does the work.
+        limit_s: on Ray, the client's process ends itself after so many seconds of one message, so that a
+            client that never answers does not keep a worker for ever; 0 for no limit. Elsewhere it has no
+            effect: `grid.LocalGrid` stops late workers itself.
     """
 
     client: int
@@ -65,6 +69,7 @@ class Order:
     codec: str = "float32"
     client_threads: int = 1
     worker: str = DEFAULT_WORKER
+    limit_s: float = 0.0
 
 
 def pack(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -184,6 +189,7 @@ def encode_broadcasts(broadcast: Broadcast, orders: list[Order]) -> list[RecordD
                 "codec": codecs.codec_name(order.codec),
                 "client-threads": int(order.client_threads),
                 "worker": order.worker,
+                "limit-seconds": float(order.limit_s),
             }
         )
         contents.append(RecordDict({"order": config, "weights": weights, "arrays": arrays, "scalars": scalars}))
@@ -205,6 +211,7 @@ def decode_broadcast(content: RecordDict) -> tuple[Broadcast, Order]:
         codec=_field(config, "codec", str, who),
         client_threads=_field(config, "client-threads", int, who),
         worker=_field(config, "worker", str, who),
+        limit_s=_field(config, "limit-seconds", float, who),
     )
     broadcast = Broadcast(
         round=_field(config, "round", int, who),
@@ -330,9 +337,11 @@ def error_text(reply: Message, limit: int = 500) -> str:
         reply: a message for which ``has_error()`` holds.
         limit: longest text, in characters.
     """
-    import re
-
     text = re.sub(r"\x1b\[[0-9;]*m", "", reply.error.reason or "")
+    # Flower writes <class 'module.Name'>:<'text'> for what its back end raised.
+    text = re.sub(r"^<class '(?:\w+\.)*(\w+)'>:<'(.*)'>$", r"\1: \2", text.strip(), flags=re.DOTALL)
+    if re.match(r"Actor(Died|Unavailable)Error", text):
+        text = f"the client's process ended ({' '.join(text.split())})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return f"code {reply.error.code}"

@@ -1,0 +1,179 @@
+"""A central run from settings to summary: load, distil, save, evaluate."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import ddfed
+from ddfed.artifact import SyntheticSet
+from ddfed.data import Task
+from ddfed.devices import resolve_device, set_threads
+from ddfed.distill import Checkpointing, StepEvent, distill
+from ddfed.domain import Domain
+from ddfed.evaluate import Measurement, evaluate
+from ddfed.gate import PlainGate
+from ddfed.hookspecs import hookimpl
+from ddfed.registry import manager, registry
+from ddfed.runs import RunFolder
+from ddfed.seeds import Streams
+from ddfed.settings import DataSettings, DistillSettings
+
+
+@dataclass
+class Watching:
+    """Who is told what as a run goes."""
+
+    step: Callable[[StepEvent], None] = lambda _: None
+    training: Callable[[str, int, int], None] = lambda *_: None
+
+
+def load_task(data: DataSettings) -> tuple[Domain, Task]:
+    """The domain and its data, cut to the limits.
+
+    Raises:
+        UnknownNameError, MissingDependencyError, DataError: before any work is done.
+    """
+    domain = registry().load("domain", data.domain, "data.domain")()
+    task = domain.load(data.dataset, data.root, data.options)
+    return domain, task.limit(data.train_limit, data.test_limit)
+
+
+class _Recorder:
+    """Writes steps to ``events.jsonl``, thinned so that long runs stay readable."""
+
+    def __init__(self, folder: RunFolder, watching: Watching) -> None:
+        self.folder, self.watching = folder, watching
+
+    @hookimpl
+    def ddfed_on_step(self, event: StepEvent) -> None:
+        every = max(1, event.steps // 200)
+        if event.step % every == 0 or event.step in (1, event.steps):
+            self.folder.event("step", step=event.step, **event.values)
+        self.watching.step(event)
+
+
+def run_distill(
+    settings: DistillSettings, folder: RunFolder, watching: Watching | None = None, resume: bool = False
+) -> dict[str, Any]:
+    """Distil, save the artifact, evaluate it beside its baselines, and write the summary.
+
+    Args:
+        settings: complete.
+        folder: where the run writes itself down.
+        watching: told of steps and training epochs.
+        resume: go on from the folder's checkpoint.
+
+    Returns:
+        The summary, also in ``summary.json``.
+    """
+    watching, run = watching or Watching(), settings.run
+    threads, device = set_threads(run.threads), resolve_device(run.device)
+    domain, task = load_task(settings.data)
+    begun = time.perf_counter()
+    syn = _distilled(settings, folder, watching, domain, task, device, resume)
+    syn.save(folder.path)
+    distilled_s = time.perf_counter() - begun
+    rows = evaluate(
+        syn,
+        task,
+        domain,
+        name=settings.method,
+        networks=settings.evaluate.networks,
+        protocol=settings.evaluate.protocol,
+        epochs=settings.evaluate.epochs,
+        repeats=settings.evaluate.repeats,
+        baselines=settings.evaluate.baselines,
+        streams=Streams(run.seed).child("evaluate"),
+        device=device,
+        report=watching.training,
+    )
+    for row in rows:
+        folder.event("evaluation", **row.to_json())
+    summary = _summary(settings, folder, task, syn, rows, distilled_s, threads, device)
+    folder.write_summary(summary)
+    return summary
+
+
+def _distilled(
+    settings: DistillSettings,
+    folder: RunFolder,
+    watching: Watching,
+    domain: Domain,
+    task: Task,
+    device: torch.device,
+    resume: bool,
+) -> SyntheticSet:
+    gate = PlainGate(task.train, scope=task.info.dataset, chunk=settings.distill.chunk)
+    saved = folder.load_checkpoint() if resume and folder.has_checkpoint() else None
+    if resume:
+        done = saved["step"] if saved else 0
+        folder.truncate_events(lambda e: e["kind"] == "step" and e["step"] <= done)
+    recorder = _Recorder(folder, watching)
+    manager().register(recorder)
+    try:
+        syn = distill(
+            gate,
+            domain,
+            settings.distill,
+            Streams(settings.run.seed),
+            device=device,
+            checkpointing=Checkpointing(folder.checkpoint, settings.run.checkpoint_every, saved),
+        )
+    finally:
+        manager().unregister(recorder)
+    return syn.with_provenance(
+        recipe=settings.method,
+        settings=settings.model_dump(mode="json", exclude={"run": {"out", "name"}}),
+        data_sha256=task.train.content_hash,
+        ddfed=ddfed.__version__,
+    )
+
+
+def _summary(
+    settings: DistillSettings,
+    folder: RunFolder,
+    task: Task,
+    syn: SyntheticSet,
+    rows: list[Measurement],
+    distilled_s: float,
+    threads: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    recipe = registry().load("recipe", settings.method)
+    published = [
+        vars(p) for p in recipe.published if (p.dataset, p.ipc) == (task.info.dataset, settings.distill.ipc)
+    ]
+    return {
+        "kind": "central",
+        "status": "finished",
+        "task": {
+            "domain": task.info.domain,
+            "dataset": task.info.dataset,
+            "classes": list(task.info.classes),
+            "train": len(task.train),
+            "test": len(task.test),
+            "source": task.info.source,
+        },
+        "method": settings.method,
+        "title": recipe.title,
+        "citation": recipe.citation,
+        "departures": list(recipe.departures),
+        "seed": settings.run.seed,
+        "settings": settings.model_dump(mode="json"),
+        "losses": [[e["step"], e["loss"]] for e in folder.events() if e["kind"] == "step"],
+        "evaluation": [row.to_json() for row in rows],
+        "published": published,
+        "artifact": syn.content_hash,
+        "items": len(syn),
+        "stored_bytes": syn.store.size_bytes,
+        "privacy": dict(syn.privacy),
+        "seconds": {"distil": round(distilled_s, 2), "evaluate": round(sum(r.seconds for r in rows), 2)},
+        "machine": {"threads": threads, "device": str(device)},
+        "versions": {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }

@@ -1,0 +1,119 @@
+"""Images of one's own in class folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddfed.errors import ConfigError, DataError, one_of
+from ddfed_image.pictures import decoded, opened
+from ddfed_image.raw import SPLIT_SEED, Options, RawImages, data_folder, missing, stratified_split
+
+FOLDER_SIZE = 32
+
+
+def check_folder_options(options: Options) -> None:
+    """Values of ``image_size`` and ``channels``.
+
+    Raises:
+        ConfigError: no whole number from 1 to 1024, or channels other than 1 and 3.
+    """
+    size, channels = options.get("image_size"), options.get("channels")
+    if size is not None and not (type(size) is int and 1 <= size <= 1024):
+        raise ConfigError(f"image_size must be a whole number of pixels from 1 to 1024, got {size!r}")
+    if channels is not None and not (type(channels) is int and channels in (1, 3)):
+        raise ConfigError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+
+
+def load_folder(root: Path | None, options: Options) -> RawImages:
+    """Images in class folders: ``train/CLASS/*`` and ``test/CLASS/*``, or ``CLASS/*`` split 80/20.
+
+    Args:
+        root: the folder.
+        options: ``image_size``: side in pixels to resize to; by default the images' own size if all agree, else 32.
+            ``channels``: 1 or 3; by default 1 if all images are grey, else 3.
+
+    Raises:
+        DataError: an unreadable image, an empty class folder, fewer than two classes, or no test image.
+    """
+    expected = ["train/CLASS/*.png and test/CLASS/*.png", "or CLASS/*.png, which is split 80/20"]
+    root = data_folder(root, "folder", expected)
+    has_split = (root / "train").is_dir() and (root / "test").is_dir()
+    if not has_split and not _subfolders(root):
+        raise missing("folder", root, expected)
+    if has_split:
+        classes, files, labels = _listed(root / "train")
+        same, test_files, test_labels = _listed(root / "test")
+        if same != classes:
+            odd = sorted(set(classes) ^ set(same))
+            raise DataError(
+                f"{root}: the classes {one_of(odd)} are in only one of train and test; both need all classes"
+            )
+        split = "train and test folders as given"
+    else:
+        classes, files, labels = _listed(root)
+        train, test = stratified_split(labels)
+        test_files, test_labels = [files[i] for i in test.tolist()], labels[test]
+        files, labels = [files[i] for i in train.tolist()], labels[train]
+        split = f"stratified 80/20 split with the fixed seed {SPLIT_SEED}"
+        if not test_files:
+            raise DataError(f"{root} has one image per class, which leaves none for testing; add images")
+    size, channels = _common_form([*files, *test_files], options)
+    return RawImages(
+        _read_images(files, size, channels),
+        labels,
+        _read_images(test_files, size, channels),
+        test_labels,
+        classes,
+        source=f"image folder {root.name!r}, {len(files)} train and {len(test_files)} test images as "
+        f"{size[0]}x{size[1]} with {channels} channel(s); {split}",
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _listed(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
+    """Class names, files and labels below a folder of class folders."""
+    folders = _subfolders(folder)
+    if len(folders) < 2:
+        raise DataError(
+            f"{folder} has {len(folders)} class folder(s) {[f.name for f in folders]}, at least 2 are needed: one "
+            f"folder per class with its images inside"
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, inner in enumerate(folders):
+        found = sorted(path for path in inner.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not found:
+            nested = " (folders below it are not searched)" if _subfolders(inner) else ""
+            raise DataError(f"class folder {inner} holds no images{nested}; fill it or remove it")
+        files += found
+        labels += [label] * len(found)
+    return tuple(f.name for f in folders), files, torch.tensor(labels)
+
+
+def _common_form(files: list[Path], options: Options) -> tuple[tuple[int, int], int]:
+    """Height and width, and channels, of a folder's images; headers only are read."""
+    sizes, grey = set(), True
+    for path in files:
+        with opened(path, str(path)) as picture:
+            sizes.add((picture.height, picture.width))
+            grey = grey and picture.mode in ("1", "L", "LA")
+    wanted = options.get("image_size")
+    if wanted is not None:
+        size = (wanted, wanted)
+    else:
+        size = sizes.pop() if len(sizes) == 1 else (FOLDER_SIZE, FOLDER_SIZE)
+    return size, options.get("channels") or (1 if grey else 3)
+
+
+def _read_images(files: list[Path], size: tuple[int, int], channels: int) -> Tensor:
+    inputs = np.empty((len(files), *size, channels), np.uint8)
+    for row, path in enumerate(files):
+        inputs[row] = decoded(path, str(path), channels, size)
+    return torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous()

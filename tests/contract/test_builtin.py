@@ -1,0 +1,56 @@
+"""The built-in parts under the checks that plugin authors inherit."""
+
+from __future__ import annotations
+
+import pytest
+from ddfed.registry import registry
+from ddfed.store import Mirrored, MultiFormation, Pixels
+from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
+
+INFO = twin_task().info
+TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide"))
+
+
+def _small(name: str) -> dict:
+    parts = {"augment": "none"} if registry().load("recipe", name).family == "selection" else {"augment": "shift"}
+    if name == "idm":
+        parts |= {"pool_options": {"steps": 1, "batch": 16}, "objective_options": {"rows": 8, "ce_weight": 0.5}}
+    return parts
+
+
+@parametrize_with_checks([TWIN])
+def test_domain(subject, check):
+    check(subject)
+
+
+@parametrize_with_checks(
+    [
+        StoreCase("pixels", lambda items: Pixels(INFO, items)),
+        StoreCase("mirrored", lambda items: Mirrored(INFO, items)),
+        StoreCase("multi-formation", lambda items: MultiFormation(INFO, items, factor=2)),
+        StoreCase("multi-formation 3", lambda items: MultiFormation(INFO, items, factor=3)),
+    ]
+)
+def test_decoder(subject, check):
+    check(subject)
+
+
+@parametrize_with_checks(
+    [RecipeCase(registry().load("recipe", name), TWIN, **_small(name)) for name in registry().names("recipe")]
+)
+def test_recipe(subject, check):
+    check(subject)
+
+
+def test_the_checks_can_fail():
+    """A check that nothing can fail proves nothing: break a decoder and see it caught."""
+
+    class Deaf(Pixels):
+        def decode(self, items):
+            rows, origin = super().decode(items)
+            return rows.detach().requires_grad_(), origin
+
+    from ddfed.testing.checks import check_gradient_reaches_every_stored_value
+
+    with pytest.raises(AssertionError, match="must receive gradient"):
+        check_gradient_reaches_every_stored_value(StoreCase("deaf", lambda items: Deaf(INFO, items)))
