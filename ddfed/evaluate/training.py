@@ -61,7 +61,7 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = lr
         generator = streams.torch("epoch", epoch)
-        value = torch.zeros(())
+        last = 0.0
         for index in torch.randperm(count, generator=generator).split(protocol.batch):
             x, y = rows(index)
             if augmentation is not None:
@@ -71,8 +71,9 @@ def train(
             value = _loss(net, x, y, loss, protocol, cell_axes, generator)
             value.backward()
             optimizer.step()
-        if not math.isfinite(float(value)):
-            raise DivergedError(f"training loss is {float(value)} in epoch {epoch + 1} of {protocol.name} at lr {lr}")
+            last = float(value.detach())
+        if not math.isfinite(last):
+            raise DivergedError(f"training loss is {last} in epoch {epoch + 1} of {protocol.name} at lr {lr}")
         if on_epoch:
             on_epoch(epoch + 1)
     return net

@@ -3,6 +3,7 @@
 Ink is ``currentColor``, so that a figure inside a page follows its light or dark colours. Colours are those
 of Okabe and Ito, which people with colour-blindness tell apart; line styles and markers repeat the
 distinction.
+"""
 
 from __future__ import annotations
 

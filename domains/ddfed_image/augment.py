@@ -57,7 +57,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def crop(x: Tensor, u: Tensor) -> Tensor:
-    """Shift by whole pixels in [-s, s] along rows (u0) and columns (u1), s = int(size / 8 + .5), zero-filled."""
+    """Shift by whole pixels in [-s, s] along rows (u0) and columns (u1), s = int(n / 8 + .5), zero-filled."""
     height, width = x.shape[2:]
     rows = _whole(u[:, 0], -int(height * CROP_RATIO + 0.5), int(height * CROP_RATIO + 0.5))
     columns = _whole(u[:, 1], -int(width * CROP_RATIO + 0.5), int(width * CROP_RATIO + 0.5))
@@ -149,29 +149,26 @@ class IDCMix(Augmentation):
         ConfigError: an operation is named twice.
     """
 
+    #: which numbers of a draw each part takes
+    COLUMNS = {"flip": slice(0, 1), "color": slice(1, 4), "geometric": slice(4, 6), "cutout": slice(6, 8)}
+    WIDTH = 8
+
     def __init__(self, strategy: str = "_".join(OPS)) -> None:
-        ops = parse_strategy(strategy)
-        self.ops = ops
+        self.ops = parse_strategy(strategy)
         self.name = f"idc:{strategy}"
-        self._geometric = tuple(op for op in ops if op in ("crop", "scale", "rotate"))
-        self._columns: dict[str, slice] = {}
-        start = 0
-        for part, width in (("flip", 1), ("color", 3), ("geometric", 2), ("cutout", 2)):
-            self._columns[part] = slice(start, start + width)
-            start += width
-        self._width = start
+        self._geometric = tuple(op for op in self.ops if op in ("crop", "scale", "rotate"))
 
     def draw(self, groups: int, generator: torch.Generator, one_op: bool = False) -> Draw:
-        return _draw(groups, max(len(self._geometric), 1), self._width, generator, one_op)
+        return _draw(groups, max(len(self._geometric), 1), self.WIDTH, generator, one_op)
 
     def __call__(self, x: Tensor, draw: Draw, groups: Tensor) -> Tensor:
         op, u = _look_up(x, draw, groups)
         for name in ("flip", "color"):
             if name in self.ops:
-                x = _FUNCTIONS[name](x, u[:, self._columns[name]])
+                x = _FUNCTIONS[name](x, u[:, self.COLUMNS[name]])
         if self._geometric:
-            x = _each(x, op, u[:, self._columns["geometric"]], [_FUNCTIONS[name] for name in self._geometric])
-        return cutout(x, u[:, self._columns["cutout"]]) if "cutout" in self.ops else x
+            x = _each(x, op, u[:, self.COLUMNS["geometric"]], [_FUNCTIONS[name] for name in self._geometric])
+        return cutout(x, u[:, self.COLUMNS["cutout"]]) if "cutout" in self.ops else x
 
 
 class DCEval(Augmentation):
@@ -181,9 +178,11 @@ class DCEval(Augmentation):
     than a row; it is for training on a finished set, not for matching.
 
     Departures from the DC code, which works image by image in numpy: scaling is bilinear rather than
-    nearest, rotation bilinear rather than cubic, and the angle is not rounded to a whole degree.
+    nearest, rotation bilinear rather than cubic and filled channel by channel, and the angle is not rounded
+    to a whole degree.
 
     Args:
+        shape: shape of one item; noise takes a number per pixel.
         batch_norm: the variant for networks with batch normalisation.
     """
 
@@ -191,14 +190,14 @@ class DCEval(Augmentation):
 
     def __init__(self, shape: tuple[int, ...], batch_norm: bool = False) -> None:
         self.name = "dc-eval-bn" if batch_norm else "dc-eval"
-        self._shape = shape
-        self._functions = [self._crop, self._noise] if batch_norm else [self._crop, self._scale, self._rotate]
+        self._noisy = batch_norm
+        self._ops = 2 if batch_norm else 3
         # Noise needs a number per pixel; they are part of the draw like all others.
         self._width = max(2, math.prod(shape)) if batch_norm else 2
 
     def draw(self, groups: int, generator: torch.Generator, one_op: bool = False) -> Draw:
         """One operation per group even with ``one_op``: the paper draws one for every image."""
-        return _draw(groups, len(self._functions), self._width, generator, False)
+        return _draw(groups, self._ops, self._width, generator, False)
 
     def __call__(self, x: Tensor, draw: Draw, groups: Tensor) -> Tensor:
         if not len(x):
@@ -206,12 +205,15 @@ class DCEval(Augmentation):
         op, u = _look_up(x, draw, groups)
         mean = x.mean((0, 2, 3)).view(1, -1, 1, 1)
 
-        # Centred first, so that every operation's zero filling is a filling with the mean.
-        def around_mean(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-            return lambda rows, numbers: function(rows - mean, numbers) + mean
+        # Centred first, so that the filling with zero becomes a filling with the mean. Around a scaled image the
+        # DC code fills with zero itself.
+        def cropped(rows: Tensor, numbers: Tensor) -> Tensor:
+            return self._crop(rows - mean, numbers) + mean
 
-        functions = [f if f == self._scale else around_mean(f) for f in self._functions]
-        return _each(x, op, u, functions)
+        def rotated(rows: Tensor, numbers: Tensor) -> Tensor:
+            return rotate(rows - mean, numbers, self.DEGREES) + mean
+
+        return _each(x, op, u, [cropped, self._noise] if self._noisy else [cropped, self._scale, rotated])
 
     def _crop(self, x: Tensor, u: Tensor) -> Tensor:
         # The code draws an offset in [0, 2 pad), hence a shift in [-pad, pad).
@@ -220,9 +222,6 @@ class DCEval(Augmentation):
     def _scale(self, x: Tensor, u: Tensor) -> Tensor:
         factor = 1 - self.RATIO + 2 * self.RATIO * u
         return _stretched(x, 1 / factor[:, 0], 1 / factor[:, 1])
-
-    def _rotate(self, x: Tensor, u: Tensor) -> Tensor:
-        return rotate(x, u, self.DEGREES)
 
     def _noise(self, x: Tensor, u: Tensor) -> Tensor:
         # u lies in [0, 1); kept off both ends, where the normal quantile is infinite.
@@ -305,7 +304,7 @@ def _shifted(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _stretched(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Bilinear sampling on a grid multiplied by ``rows`` and ``columns``; separable, so two small products."""
+    """Bilinear sampling on a grid multiplied by ``rows`` and ``columns``; separable: two small products."""
     down = _sampling(x.shape[2], rows)[:, None]
     across = _sampling(x.shape[3], columns)[:, None]
     return down @ x @ across.transpose(-1, -2)

@@ -1,7 +1,7 @@
 """An optional memory for slow, repeatable work: decoded JPEGs and whitening matrices.
 
-It lies in the folder named by ``DDFED_CACHE``, by default ``~/.cache/ddfed``; an empty ``DDFED_CACHE`` turns it
-off. Never inside the data folder, which may be read-only. Whatever goes wrong here costs time only.
+It lies in the folder named by ``DDFED_CACHE``, by default ``~/.cache/ddfed``; an empty ``DDFED_CACHE``
+turns it off. Never inside the data folder, which may be read-only. Whatever goes wrong here costs time only.
 """
 
 from __future__ import annotations

@@ -94,9 +94,9 @@ def _load_cifar(root: Path | None, kind: _Cifar) -> RawImages:
     pickled = [name for name in kind.pickles if (root / name).exists()]
     if pickled:
         raise DataError(
-            f"{root / pickled[0]} belongs to the Python version of {kind.name}, which is made of pickles; loading a "
-            f"pickle can run any code, so it is refused. Use the binary version ({kind.archive}) or the parquet "
-            f"files instead."
+            f"{root / pickled[0]} belongs to the Python version of {kind.name}, which is made of pickles; "
+            f"loading a pickle can run any code, so it is refused. Use the binary version ({kind.archive}) "
+            f"or the parquet files instead."
         )
     raise missing(kind.name, root, expected)
 
@@ -146,8 +146,8 @@ def _from_records(content: Callable[[str], bytes], where: str, kind: _Cifar, for
             found = content(name)
             if not found or len(found) % record:
                 raise DataError(
-                    f"{name} of {where} is truncated or foreign: its {len(found)} bytes are no whole number of "
-                    f"records of {record}. Fetch it again."
+                    f"{name} of {where} is truncated or foreign: its {len(found)} bytes are no whole number "
+                    f"of records of {record}. Fetch it again."
                 )
             rows = torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, record)
             label = rows[:, kind.label_bytes - 1].long()
@@ -232,8 +232,8 @@ def _class_names(path: Path, kind: _Cifar) -> tuple[str, ...]:
         return kind.classes
     if not isinstance(names, list) or len(names) != len(kind.classes):
         raise DataError(
-            f"{path} names {len(names)} classes for {kind.label_column!r}, {kind.name} has {len(kind.classes)}; "
-            f"is it another set?"
+            f"{path} names {len(names)} classes for {kind.label_column!r}, {kind.name} has "
+            f"{len(kind.classes)}; is it another set?"
         )
     return tuple(str(name) for name in names)
 
@@ -247,8 +247,8 @@ def _read_parquet(path: Path, kind: _Cifar, classes: int) -> tuple[Tensor, Tenso
         image = next((name for name in ("img", "image") if name in columns), None)
         if image is None or kind.label_column not in columns:
             raise DataError(
-                f"{path} has the columns {one_of(columns)}; {kind.name} needs 'img' (a struct with 'bytes') and "
-                f"{kind.label_column!r}"
+                f"{path} has the columns {one_of(columns)}; {kind.name} needs 'img' (a struct with "
+                f"'bytes') and {kind.label_column!r}"
             )
         table = pq.read_table(path, columns=[image, kind.label_column])
         kind_of_image = table.schema.field(image).type

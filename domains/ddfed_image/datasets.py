@@ -20,7 +20,7 @@ __all__ = ["load_cifar10", "load_cifar100", "load_digits", "load_fashion", "load
 
 
 def load_digits(root: Path | None, options: Options) -> RawImages:
-    """scikit-learn's copy of the UCI handwritten digits: 1,797 grey 8x8 images, values 0 to 16. Needs no files."""
+    """scikit-learn's copy of the UCI handwritten digits: 1,797 grey 8x8 images, values 0 to 16; no files."""
     from sklearn.datasets import load_digits as embedded
 
     found = embedded()

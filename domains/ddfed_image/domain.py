@@ -76,9 +76,9 @@ class ImageDomain(Domain):
     def augmentation(self, name: str, info: TaskInfo) -> Augmentation | None:
         """The augmentation called ``name``.
 
-        ``dsa`` and ``idc`` use all operations, ``idc-match`` colour, crop and cutout, ``idc-train`` all but cutout
-        (CutMix takes its place). The mirror is dropped where it would change the class. Operations of one's
-        own are written ``dsa:color_crop`` or ``idc:flip_crop`` and are taken as they stand.
+        ``dsa`` and ``idc`` use all operations, ``idc-match`` colour, crop and cutout, ``idc-train`` all but
+        cutout (CutMix takes its place). The mirror is dropped where it would change the class. Operations of
+        one's own are written ``dsa:color_crop`` or ``idc:flip_crop`` and are taken as they stand.
         """
         if name == "none":
             return None
@@ -118,8 +118,8 @@ def _check_form_options(dataset: str, options: Mapping[str, Any]) -> None:
     given = [key for key in ("image_size", "channels") if options.get(key) is not None]
     if given and dataset != "folder":
         raise ConfigError(
-            f"option {given[0]!r} is for the data set 'folder'; images of {dataset!r} have one size and one number of "
-            f"channels. Leave it out."
+            f"option {given[0]!r} is for the data set 'folder'; images of {dataset!r} have one "
+            f"size and one number of channels. Leave it out."
         )
 
 

@@ -33,8 +33,8 @@ def load_folder(root: Path | None, options: Options) -> RawImages:
 
     Args:
         root: the folder.
-        options: ``image_size``: side in pixels to resize to; by default the images' own size if all agree, else 32.
-            ``channels``: 1 or 3; by default 1 if all images are grey, else 3.
+        options: ``image_size``: side in pixels to resize to; by default the images' own size if all agree,
+            else 32. ``channels``: 1 or 3; by default 1 if all images are grey, else 3.
 
     Raises:
         DataError: an unreadable image, an empty class folder, fewer than two classes, or no test image.
@@ -82,8 +82,8 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
     folders = _subfolders(folder)
     if len(folders) < 2:
         raise DataError(
-            f"{folder} has {len(folders)} class folder(s) {[f.name for f in folders]}, at least 2 are needed: one "
-            f"folder per class with its images inside"
+            f"{folder} has {len(folders)} class folder(s) {[f.name for f in folders]}, at least 2 are "
+            f"needed: one folder per class with its images inside"
         )
     files: list[Path] = []
     labels: list[int] = []

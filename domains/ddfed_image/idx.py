@@ -80,7 +80,8 @@ def _load_idx(
         *parts["train"],
         *parts["test"],
         classes,
-        source=f"{name}, IDX files, official split ({len(parts['train'][1])} train, {len(parts['test'][1])} test)",
+        source=f"{name}, IDX files, official split ({len(parts['train'][1])} train, "
+        f"{len(parts['test'][1])} test)",
         mean=mean,
         std=std,
         mirrors=mirrors,
@@ -95,7 +96,8 @@ def read_idx(path: Path, magic: int) -> Tensor:
         magic: 0x803 for images (rows, height, width), 0x801 for labels (rows,).
 
     Raises:
-        DataError: another magic number, no rows, fewer or more bytes than the header announces, or damaged gzip.
+        DataError: another magic number, no rows, fewer or more bytes than the header announces,
+            or damaged gzip.
     """
     axes = magic & 0xFF
     try:
@@ -109,7 +111,8 @@ def read_idx(path: Path, magic: int) -> Tensor:
             if found != magic:
                 raise DataError(
                     f"{path} has the magic number {found:#010x}, expected {magic:#010x} "
-                    f"({'images' if magic == _IDX_IMAGES else 'labels'} as unsigned bytes); is it another file renamed?"
+                    f"({'images' if magic == _IDX_IMAGES else 'labels'} as unsigned bytes); is it another "
+                    f"file renamed?"
                 )
             size = math.prod(shape)
             content = file.read(size + 1)

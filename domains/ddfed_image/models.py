@@ -58,8 +58,9 @@ def build(name: str, info: TaskInfo) -> Network:
     found = _CONVNET.fullmatch(name)
     if found is None:
         raise UnknownNameError(
-            f"unknown network {name!r} of domain 'image'.{suggest(name, MODELS)} Possible: {one_of(MODELS)}, and "
-            f"'convnet-d2-w64-bn' with a depth from 1 to 9, a width below 10000 and a norm of {one_of(NORMS)}"
+            f"unknown network {name!r} of domain 'image'.{suggest(name, MODELS)} "
+            f"Possible: {one_of(MODELS)}, and 'convnet-d2-w64-bn' with a depth from 1 to 9, a "
+            f"width below 10000 and a norm of {one_of(NORMS)}"
         )
     depth, width = found["depth"], found["width"]
     return ConvNet(info, int(depth) if depth else None, int(width) if width else None, found["norm"] or "in")
@@ -90,8 +91,8 @@ class ConvNet(Network):
         width = (128 if min(sides) >= 16 else 64) if width is None else width
         if depth > halvings:
             raise ConfigError(
-                f"convnet with depth {depth} needs images of at least {2**depth} pixels a side; {info.dataset!r} has "
-                f"{height}x{wide}. The largest depth that fits is {halvings}."
+                f"convnet with depth {depth} needs images of at least {2**depth} pixels a side; "
+                f"{info.dataset!r} has {height}x{wide}. The largest depth that fits is {halvings}."
             )
         self.mixes_rows = norm == "bn"
         self.blocks = nn.Sequential()
@@ -157,7 +158,7 @@ class LeNet(Network):
 
 
 class AlexNet(Network):
-    """The CIFAR form: conv 5x5 128, conv 5x5 192, conv 3x3 256, 192, 192, three max pools; no norm by default."""
+    """The CIFAR form: conv 5x5 128 and 192, conv 3x3 256, 192, 192, three max pools; no norm by default."""
 
     def __init__(self, info: TaskInfo, norm: str = "none") -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddfed.hookspecs import hookimpl
 
@@ -21,7 +21,7 @@ _IDX = tuple(
 _PARQUET = "train.parquet and test.parquet (or train-00000-of-00001.parquet ...)"
 
 #: name -> what `registry.add` says about it
-_DATASETS = {
+_DATASETS: dict[str, dict[str, Any]] = {
     "digits": {
         "summary": "1,797 grey 8x8 digits, embedded in scikit-learn",
         "modules": ("sklearn",),

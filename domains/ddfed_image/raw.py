@@ -69,18 +69,18 @@ def stratified_split(labels: Tensor, share: float = 0.2) -> tuple[Tensor, Tensor
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
     if not len(labels):
         raise DataError(f"{where} holds no rows")
-    if not (0 <= int(labels.min()) and int(labels.max()) < classes):
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
         raise DataError(
-            f"{where} has labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}; "
-            f"is it another set?"
+            f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; is it another set?"
         )
 
 
 def data_folder(root: Path | None, name: str, expected: Iterable[str]) -> Path:
     if root is None:
         raise MissingDataError(
-            f"data set 'image/{name}' is read from files and no folder was given. Name the folder that holds: "
-            f"{'; '.join(expected)}"
+            f"data set 'image/{name}' is read from files and no folder was given. Name the folder that "
+            f"holds: {'; '.join(expected)}"
         )
     if not Path(root).is_dir():
         state = "is no folder" if Path(root).exists() else "does not exist"

@@ -1,7 +1,7 @@
 """ZCA whitening under its three published names, which do not mix.
 
-A "with ZCA" accuracy compares only inside its line of work: on CIFAR the absolute regularisation of the MTT line
-adds about 1.6 mean eigenvalues, the relative one 0.1 of one.
+A "with ZCA" accuracy compares only inside its line of work: on CIFAR the absolute regularisation of the MTT
+line adds about 1.6 mean eigenvalues, the relative one 0.1 of one.
 
 - ``mtt`` (Cazenave et al., MTT, CVPR 2022; FTD, DATM): pixels in [0, 1] without mean and deviation; subtract
   the mean vector of the training set, covariance divided by N - 1, W = V diag((s + 0.1)^-1/2) V^T.
@@ -30,13 +30,14 @@ def check(name: str) -> str:
     """
     if not isinstance(name, str) or name not in ("", *WHITENINGS):
         raise UnknownNameError(
-            f"unknown whitening {name!r}.{suggest(str(name), WHITENINGS)} Possible: '' (none), {one_of(WHITENINGS[:2])}"
+            f"unknown whitening {name!r}.{suggest(str(name), WHITENINGS)} Possible: '' (none), "
+            f"{one_of(WHITENINGS[:2])}"
         )
     if name == "kip":
         raise ConfigError(
-            "whitening 'kip' first brings every image to zero mean and unit norm of its own, so the map differs "
-            "from image to image and a synthetic one could not be shown or evaluated again; it is not offered. "
-            "Use 'frepo', which has the same regularisation, or 'mtt'."
+            "whitening 'kip' first brings every image to zero mean and unit norm of its own, so the map "
+            "differs from image to image and a synthetic one could not be shown or evaluated again; it is "
+            "not offered. Use 'frepo', which has the same regularisation, or 'mtt'."
         )
     return name
 
@@ -54,7 +55,7 @@ def fit(rows: Tensor, name: str, chunk: int = 4096) -> dict[str, Tensor]:
 
     Raises:
         UnknownNameError, ConfigError: see `check`.
-        DataError: fewer than two rows.
+        DataError: fewer than two rows, or nothing but equal ones under ``frepo``.
     """
     check(name)
     flat = rows.flatten(1)
@@ -81,6 +82,8 @@ def _mtt(covariance: Tensor) -> Tensor:
 def _frepo(covariance: Tensor, count: int) -> Tensor:
     width = len(covariance)
     ridge = EPSILON * covariance.trace() / width
+    if ridge <= 0:
+        raise DataError("whitening 'frepo' needs training items that differ; all are equal. Leave it out.")
     values, vectors = torch.linalg.eigh(covariance)
     scales = (values.clamp(min=0) + ridge).rsqrt()
     if count < width:

@@ -1,0 +1,167 @@
+"""``ddfed simulate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from ddfed.cli.options import layers, run_options
+from ddfed.cli.output import emit, say, table
+
+
+@click.command()
+@click.option("--method", "-m", help="Federated method (feddm); `ddfed methods list` shows them.")
+@click.option("--clients", "-n", type=int, help="Number of clients (10).")
+@click.option("--rounds", type=int, help="Number of rounds.")
+@click.option("--domain", help="Modality (image).")
+@click.option("--dataset", help="Data set of the domain (digits, embedded).")
+@click.option("--data", "root", type=click.Path(path_type=Path), help="Folder that holds the data set's files.")
+@click.option("--ipc", type=int, help="Items per class and client.")
+@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity.")
+@click.option("--alpha", type=float, help="Concentration of the Dirichlet split (0.5); smaller is more uneven.")
+@click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
+@click.option("--backend", help="inprocess or ray.")
+@click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
+@click.option("--resume", "resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest).")
+@run_options
+def simulate(
+    method: str | None,
+    clients: int | None,
+    rounds: int | None,
+    domain: str | None,
+    dataset: str | None,
+    root: Path | None,
+    ipc: int | None,
+    partition: str | None,
+    alpha: float | None,
+    baselines: str | None,
+    backend: str | None,
+    workers: int | None,
+    resume: Path | None,
+    config_file: Path | None,
+    sets: tuple[str, ...],
+    seed: int | None,
+    out: Path | None,
+    name: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Run a federation: clients distil their own data, a server learns from the tiny sets.
+
+    Baselines run beside it on the same split. The run folder gets the settings, the events, a checkpoint after
+    every round, the distilled set and report.html.
+
+    \b
+    Examples:
+      ddfed simulate --clients 10 --method feddm
+      ddfed simulate --clients 20 --ipc 1 --alpha 0.1 --seed 3
+      ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
+      ddfed simulate --resume latest
+    """
+    from ddfed.errors import ConfigError
+
+    flags: dict[str, tuple[str, Any]] = {
+        "--method": ("method", method),
+        "--clients": ("federation.clients", clients),
+        "--rounds": ("federation.rounds", rounds),
+        "--domain": ("data.domain", domain),
+        "--dataset": ("data.dataset", dataset),
+        "--data": ("data.root", str(root.resolve()) if root else None),
+        "--ipc": ("distill.ipc", ipc),
+        "--partition": ("federation.partition", partition),
+        "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
+        "--baselines": ("baselines", None if baselines is None else _names(baselines)),
+        "--backend": ("federation.backend", backend),
+        "--workers": ("federation.workers", workers),
+        "--seed": ("run.seed", seed),
+        "--out": ("run.out", str(out) if out else None),
+        "--name": ("run.name", name),
+    }
+    given = [option for option, (_, value) in flags.items() if value is not None and option != "--out"]
+    if resume is not None and (given or sets or config_file):
+        raise ConfigError(
+            f"--resume goes on with the run's own settings and takes no others, got {', '.join(given) or '--set/--config'}; "
+            f"start a new run for other settings"
+        )
+    summary, path = _run(layers(config_file, sets, flags), resume, out, quiet)
+    emit(summary, as_json, lambda: _print(summary, path))
+
+
+simulate.resolver = "ddfed_federated.settings:resolve_simulate"  # type: ignore[attr-defined]
+
+
+def _names(text: str) -> list[str]:
+    return [] if text.strip() in ("", "none") else [part.strip() for part in text.split(",")]
+
+
+def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
+    from ddfed.artifact import SyntheticSet
+    from ddfed.config import read_toml, to_toml
+    from ddfed.progress import Progress
+    from ddfed.runs import RunFolder
+
+    from ddfed_federated.report import federated_page
+    from ddfed_federated.rounds import Progressing
+    from ddfed_federated.settings import resolve_simulate
+    from ddfed_federated.simulate import simulate as run
+    from ddfed_federated.worker import load_task
+
+    if resume is not None:
+        folder = RunFolder.open(resume, base=out, writable=True)
+        settings = resolve_simulate([read_toml(folder.config_path)]).settings
+    else:
+        settings = resolve_simulate(given).settings
+        load_task(settings)  # a wrong data set must not leave an empty run folder behind
+        federation = settings.federation
+        label = settings.run.name or f"{settings.method}-{settings.data.dataset}-{federation.clients}clients"
+        folder = RunFolder.create(settings.run.out, label, to_toml(settings))
+    say(f"run folder: {folder.path}", quiet)
+    with folder, Progress(enabled=not quiet) as progress:
+        watching = _watch(progress, settings, Progressing)
+        try:
+            summary = run(settings, folder, watching, resume=resume is not None)
+        except KeyboardInterrupt:
+            progress.note(f"interrupted; go on with: ddfed simulate --resume {folder.path}")
+            raise
+    domain, _ = load_task(settings)
+    syn = SyntheticSet.load(folder.path) if summary["artifact"] else None
+    report = federated_page(summary, domain, syn).save(folder.path / "report.html")
+    if syn is not None:
+        folder.figures.mkdir(exist_ok=True)
+        domain.render(syn, folder.figures / "distilled.png")
+    say(f"report: {report}", quiet)
+    return summary, folder.path
+
+
+def _watch(progress: Any, settings: Any, kind: Any) -> Any:
+    """Bars: one per method, in client answers, with accuracy and bytes so far."""
+    bars: dict[str, int] = {}
+    rounds = settings.federation.rounds
+    sent: dict[str, int] = {}
+
+    def replied(method: str, number: int, done: int, total: int) -> None:
+        if method not in bars:
+            bars[method] = progress.task(method, total=rounds)
+        progress.update(bars[method], completed=number - 1 + done / max(total, 1) * 0.9, round=number, clients=f"{done}/{total}")
+
+    def finished(row: Any) -> None:
+        if row.method not in bars:
+            bars[row.method] = progress.task(row.method, total=rounds)
+        sent[row.method] = sent.get(row.method, 0) + row.up + row.down
+        progress.update(bars[row.method], completed=row.round, accuracy=row.accuracy, bytes=sent[row.method])
+        for why in row.lost:
+            progress.note(f"{row.method}, round {row.round}: went on without {why}")
+        if row.note:
+            progress.note(f"{row.method}, round {row.round}: {row.note}")
+        if row.missing_classes and row.round == 1:
+            progress.note(f"{row.method}: no client released class {', '.join(map(str, row.missing_classes))}; the model cannot learn it")
+
+    return kind(replied, finished)
+
+
+def _print(summary: dict[str, Any], path: Path) -> None:
+    from ddfed_federated.report import METHOD_COLUMNS, method_rows
+
+    table(METHOD_COLUMNS, method_rows(summary))
+    click.echo(f"\n{path / 'report.html'}")
