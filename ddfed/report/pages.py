@@ -53,7 +53,7 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
         f"on {task['test']} test rows ({main['protocol']}, {len(main['accuracies'])} networks, last epoch, one distillation with "
         f"seed {summary['seed']}; ± is the population deviation over networks)."
     )
-    page.table(EVALUATION_COLUMNS, evaluation_rows(rows), "Under one recipe", highlight=lambda row: row[0] == summary["method"])
+    page.table(EVALUATION_COLUMNS, evaluation_rows(rows), "Under one recipe", highlight=[i for i, r in enumerate(rows) if r["subject"] == summary["method"]])
     page.svg(
         bars(
             {f"{r['subject']} · {r['network']}": (100 * r["mean"], 100 * r["std"]) for r in rows},

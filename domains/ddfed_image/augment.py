@@ -205,8 +205,8 @@ class DCEval(Augmentation):
         op, u = _look_up(x, draw, groups)
         mean = x.mean((0, 2, 3)).view(1, -1, 1, 1)
 
-        # Centred first, so that the filling with zero becomes a filling with the mean. Around a scaled image the
-        # DC code fills with zero itself.
+        # Centred first, so that the filling with zero becomes a filling with the mean. Around a scaled image
+        # the DC code fills with zero itself.
         def cropped(rows: Tensor, numbers: Tensor) -> Tensor:
             return self._crop(rows - mean, numbers) + mean
 

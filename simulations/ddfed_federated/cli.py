@@ -135,21 +135,24 @@ def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -
 
 
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:
-    """Bars: one per method, in client answers, with accuracy and bytes so far."""
+    """Bars: one per method, counting client answers, with accuracy and bytes so far."""
     bars: dict[str, int] = {}
-    rounds = settings.federation.rounds
+    federation = settings.federation
+    asked = max(1, round(federation.participation * federation.clients))
     sent: dict[str, int] = {}
 
-    def replied(method: str, number: int, done: int, total: int) -> None:
+    def bar(method: str) -> int:
         if method not in bars:
-            bars[method] = progress.task(method, total=rounds)
-        progress.update(bars[method], completed=number - 1 + done / max(total, 1) * 0.9, round=number, clients=f"{done}/{total}")
+            bars[method] = progress.task(method, total=federation.rounds * asked)
+        return bars[method]
+
+    def replied(method: str, number: int, done: int, total: int) -> None:
+        # The last answer of a round is counted when the round is done: the server has yet to train.
+        progress.update(bar(method), completed=(number - 1) * asked + min(done, asked - 1), round=number)
 
     def finished(row: Any) -> None:
-        if row.method not in bars:
-            bars[row.method] = progress.task(row.method, total=rounds)
         sent[row.method] = sent.get(row.method, 0) + row.up + row.down
-        progress.update(bars[row.method], completed=row.round, accuracy=row.accuracy, bytes=sent[row.method])
+        progress.update(bar(row.method), completed=row.round * asked, accuracy=row.accuracy, bytes=sent[row.method])
         for why in row.lost:
             progress.note(f"{row.method}, round {row.round}: went on without {why}")
         if row.note:

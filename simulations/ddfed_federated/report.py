@@ -83,7 +83,7 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"random-once is the control: real items of the same budget, chosen once per client. random-fresh chooses anew in every "
         f"round and so hands out the budget again each time; the column of real records shows it."
     )
-    page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=lambda row: row[0] == main)
+    page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
     page.table(("method", "accuracy %", "rounds paid for", "MB spent"), at_equal_bytes(summary), f"At the bytes that {main} used")
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
