@@ -110,7 +110,7 @@ def _distilled(
     resume: bool,
 ) -> SyntheticSet:
     gate = PlainGate(task.train, scope=task.info.dataset, chunk=settings.distill.chunk)
-    saved = folder.load_checkpoint() if resume and folder.has_checkpoint() else None
+    saved = folder.load_checkpoint() if resume and folder.has_checkpoint else None
     if resume:
         done = saved["step"] if saved else 0
         folder.truncate_events(lambda e: e["kind"] == "step" and e["step"] <= done)

@@ -63,8 +63,11 @@ def read_json(path: Path) -> Any:
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """Serialise named tensors as safetensors; the same tensors give the same bytes."""
-    return save_tensors({name: t.detach().cpu().contiguous() for name, t in sorted(tensors.items())})
+    """Serialise named tensors as safetensors; the same tensors give the same bytes.
+
+    Copied first: safetensors refuses tensors that share memory, as a global model and its history may.
+    """
+    return save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in sorted(tensors.items())})
 
 
 def tensors_from_bytes(content: bytes, source: str) -> dict[str, Tensor]:

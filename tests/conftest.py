@@ -19,3 +19,12 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the real data sets are not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _twin_domain() -> None:
+    """The domain without a modality, under the name that settings use."""
+    from ddfed.registry import registry
+
+    if "twin" not in registry().names("domain"):
+        registry().add("domain", "twin", "ddfed.testing:TwinDomain", summary="Gaussian blobs, for tests")

@@ -61,7 +61,8 @@ class Measurement:
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:
-        return cls(**{k: tuple(v) if k == "accuracies" else v for k, v in row.items() if k not in ("mean", "std")})
+        fields: dict[str, Any] = {k: v for k, v in row.items() if k not in ("mean", "std")}
+        return cls(**{**fields, "accuracies": tuple(fields["accuracies"])})
 
 
 @dataclass(frozen=True, eq=False)

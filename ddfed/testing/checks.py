@@ -338,7 +338,7 @@ class RecipeCase:
 
     def run(self, data: RealData | None = None, **parts: Any) -> SyntheticSet:
         settings = PartSettings(**{**self.parts, **parts})
-        return distill(PlainGate(data or self.case.task.train), self.case.domain, settings, Streams(0))
+        return distill(PlainGate(self.case.task.train if data is None else data), self.case.domain, settings, Streams(0))
 
 
 def check_recipe_declares_real_parts(case: RecipeCase) -> None:

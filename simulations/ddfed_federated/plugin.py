@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddfed.hookspecs import hookimpl
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import click
     from ddfed.registry import Registry
 
-_NEEDS = {"extra": "federated", "modules": ("flwr",)}
+_NEEDS: dict[str, Any] = {"extra": "federated", "modules": ("flwr",)}
 
 
 @hookimpl

@@ -16,7 +16,7 @@ from ddfed.data import Task
 from ddfed.domain import Domain
 from ddfed.errors import ReleaseError
 from ddfed.evaluate import accuracy
-from ddfed.federation import Broadcast, Release, check_release, check_weights, coverage
+from ddfed.federation import Release, check_release, check_weights, coverage
 from ddfed.registry import registry
 from ddfed.seeds import Streams
 from torch import Tensor
@@ -25,6 +25,15 @@ from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
 from ddfed_federated.methods import FederatedMethod, ServerContext, ServerState
 from ddfed_federated.settings import SimulateSettings
+
+
+#: What no client needs to know; leaving it out also makes the bytes the same on every back end.
+_SERVER_ONLY: Any = {
+    "baselines": True,
+    "server": True,
+    "run": {"out", "name", "threads", "device", "checkpoint_every"},
+    "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +86,8 @@ class RoundRow:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
         lists = ("lost", "missing_classes", "client_seconds")
-        return cls(**{k: tuple(v) if k in lists else v for k, v in row.items()})
+        fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
+        return cls(**fields)
 
 
 @dataclass
@@ -113,6 +123,7 @@ class Rounds:
         self.streams = Streams(self.settings.run.seed)
         # The server's streams do not name the method: every method starts from the same global network.
         self.context = ServerContext(self.settings, self.domain, self.task, self.streams.child("server side"))
+        self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}
         self._forgotten: set[int] = set()
@@ -189,18 +200,18 @@ class Rounds:
         from flwr.app import Message
 
         broadcast = self.method.broadcast(state)
+        common = [client for client in asked if client not in self._forgotten]
+        contents = dict(zip(common, wire.encode_broadcasts(broadcast, [self._order(client) for client in common])))
+        for client in set(asked) - set(common):
+            # A resumed client lost its memory with the old process; its last set is sent back to it.
+            arrays = {**broadcast.arrays, "previous.x": self._last_sets[client]}
+            contents[client] = wire.encode_broadcast(replace(broadcast, arrays=arrays), self._order(client))
         messages, down = [], _no_bytes()
         for client in asked:
-            order = wire.Order(
-                client=client,
-                method=self.method.name,
-                settings=self.settings.model_dump_json(),
-                codec=self.settings.federation.codec,
-                client_threads=self.settings.federation.client_threads,
+            _add_bytes(down, wire.payload_bytes(contents[client]))
+            messages.append(
+                Message(contents[client], dst_node_id=self.nodes[client], message_type="train", group_id=str(number))
             )
-            content = wire.encode_broadcast(self._personal(broadcast, client), order)
-            _add_bytes(down, wire.payload_bytes(content))
-            messages.append(Message(content, dst_node_id=self.nodes[client], message_type="train", group_id=str(number)))
         client_of = {self.nodes[client]: client for client in asked}
         replies, left = collect(
             self.grid,
@@ -212,11 +223,14 @@ class Rounds:
         self._out = {**self._out, **left}
         return down, found, {client_of[node]: "no answer before the deadline" for node in left.values()}
 
-    def _personal(self, broadcast: Broadcast, client: int) -> Broadcast:
-        """A resumed client has lost its memory with the old process; its last set is sent back to it."""
-        if client not in self._forgotten:
-            return broadcast
-        return replace(broadcast, arrays={**broadcast.arrays, "previous.x": self._last_sets[client]})
+    def _order(self, client: int) -> wire.Order:
+        return wire.Order(
+            client=client,
+            method=self.method.name,
+            settings=self._client_settings,
+            codec=self.settings.federation.codec,
+            client_threads=self.settings.federation.client_threads,
+        )
 
     def _screen(
         self, state: ServerState, replies: Mapping[int, Any], number: int

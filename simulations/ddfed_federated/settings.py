@@ -11,6 +11,8 @@ from ddfed.registry import registry
 from ddfed.settings import DataSettings, PartSettings, RunSettings, Settings, value_of
 from pydantic import Field, field_validator
 
+from ddfed_federated.codecs import codec_name
+
 
 class ServerSettings(Settings):
     """How the server trains the global model on the union of the sets (FedDM, section 3.3 and its code)."""
@@ -123,6 +125,7 @@ def _check(settings: SimulateSettings) -> None:
         registry().get("federated", baseline, "baselines")
     registry().get("partitioner", federation.partition, "federation.partition")
     registry().get("backend", federation.backend, "federation.backend")
+    codec_name(federation.codec)
     if settings.distill.store != "pixels" or settings.distill.labels != "hard":
         raise ConfigError(
             f"a federated set travels as rows with hard labels, so distill.store must be 'pixels' and distill.labels "

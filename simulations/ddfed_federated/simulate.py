@@ -47,7 +47,7 @@ def simulate(
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
     partition = load_partition(settings)
-    folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint() else None
+    folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
     run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
     backend = registry().load("backend", settings.federation.backend, "federation.backend")
     begun = time.perf_counter()
@@ -133,7 +133,7 @@ class _Run:
     def finish(self, seconds: float) -> dict[str, Any]:
         """Write the artifact and the summary."""
         main = self.rows[self.plan[0]]
-        if not any(row.releases for row in main):
+        if all(row.note for row in main):
             reasons = sorted({reason for row in main for reason in row.lost})[:3]
             raise FederationError(
                 f"no round of {self.plan[0]!r} had a valid release; "
