@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from ddfed.data import Task
 from ddfed.domain import Domain
-from ddfed.errors import ReleaseError
+from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
 from ddfed.federation import Release, check_release, check_weights, coverage
 from ddfed.registry import registry
@@ -126,7 +126,6 @@ class Rounds:
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}
-        self._forgotten: set[int] = set()
         self._last_sets: dict[int, Tensor] = {}
 
     def begin(self) -> ServerState:
@@ -136,7 +135,26 @@ class Rounds:
         """Take over what `remember` gave."""
         self._seeds = {int(k): int(v) for k, v in memory["seeds"]}
         self._last_sets = {int(k): v for k, v in memory["last_sets"]}
-        self._forgotten = set(self._last_sets)
+        if self._last_sets:
+            self._remind()
+
+    def _remind(self) -> None:
+        """Give simulated clients back the sets that died with the old process.
+
+        Not traffic of the federation: a deployed client keeps its memory, so nothing is booked.
+        """
+        from flwr.app import Message, RecordDict
+
+        messages = [
+            Message(
+                RecordDict({"state": wire.pack({f"{self.method.name}/x": x})}), self.nodes[client], "query.set_state"
+            )
+            for client, x in self._last_sets.items()
+        ]
+        replies, missing = collect(self.grid, messages)
+        failed = [wire.error_text(reply) for reply in replies if reply.has_error()]
+        if failed or missing:
+            raise FederationError(f"{len(failed) + len(missing)} clients could not be resumed: {'; '.join(failed[:3])}")
 
     def remember(self) -> dict[str, Any]:
         """What a checkpoint holds beside the server's state."""
@@ -200,12 +218,7 @@ class Rounds:
         from flwr.app import Message
 
         broadcast = self.method.broadcast(state)
-        common = [client for client in asked if client not in self._forgotten]
-        contents = dict(zip(common, wire.encode_broadcasts(broadcast, [self._order(client) for client in common])))
-        for client in set(asked) - set(common):
-            # A resumed client lost its memory with the old process; its last set is sent back to it.
-            arrays = {**broadcast.arrays, "previous.x": self._last_sets[client]}
-            contents[client] = wire.encode_broadcast(replace(broadcast, arrays=arrays), self._order(client))
+        contents = dict(zip(asked, wire.encode_broadcasts(broadcast, [self._order(client) for client in asked])))
         messages, down = [], _no_bytes()
         for client in asked:
             _add_bytes(down, wire.payload_bytes(contents[client]))
@@ -257,7 +270,6 @@ class Rounds:
                 continue
             if self._keeps_state and release.kind == "set":
                 self._last_sets[client] = release.arrays["x"]
-                self._forgotten.discard(client)
             good.append(release)
         return good, up, refused
 

@@ -97,9 +97,8 @@ def answer(
     if fault:
         _before(fault, client)
     remembered = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{method.name}/")}
-    resumed = {k.removeprefix("previous."): v for k, v in broadcast.arrays.items() if k.startswith("previous.")}
     begun = time.perf_counter()
-    release, new = method.client(resumed or remembered, gate, broadcast, context)
+    release, new = method.client(remembered, gate, broadcast, context)
     seconds = time.perf_counter() - begun
     release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds})
     return _after(fault, release), {f"{method.name}/{k}": v for k, v in new.items()}
