@@ -56,17 +56,18 @@ def _from_uint8(parts: Mapping[str, Tensor]) -> Tensor:
     shape = _channels(x)
     width = shape[1] if x.ndim >= 2 else 1
     if low.shape != (width,) or high.shape != (width,):
-        raise ReleaseError(f"codec 'uint8': {width} channels but ranges of shape {tuple(low.shape)}, {tuple(high.shape)}")
+        shapes = f"{tuple(low.shape)}, {tuple(high.shape)}"
+        raise ReleaseError(f"codec 'uint8': {width} channels but ranges of shape {shapes}")
     if not bool((torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()):
         raise ReleaseError("codec 'uint8': the range of a channel is not finite or runs backwards")
     low, high = low.double().view(shape), high.double().view(shape)
     return (low + x.double() / 255 * (high - low)).to(torch.float32)
 
 
+_Codec = tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[Mapping[str, Tensor]], Tensor], dict[str, torch.dtype]]
+
 #: name -> (encoder, decoder, dtype of each part)
-_CODECS: dict[
-    str, tuple[Callable[[Tensor], dict[str, Tensor]], Callable[[Mapping[str, Tensor]], Tensor], dict[str, torch.dtype]]
-] = {
+_CODECS: dict[str, _Codec] = {
     "float32": (_to_float32, _from_float, {"x": torch.float32}),
     "float16": (_to_float16, _from_float, {"x": torch.float16}),
     "uint8": (
@@ -90,7 +91,8 @@ def codec_name(codec: str) -> str:
     """
     name = _ALIASES.get(codec, codec)
     if name not in _CODECS:
-        raise UnknownNameError(f"unknown codec {codec!r}.{suggest(str(codec), [*_CODECS, *_ALIASES])} Possible: {one_of(_CODECS)}")
+        hint = suggest(str(codec), [*_CODECS, *_ALIASES])
+        raise UnknownNameError(f"unknown codec {codec!r}.{hint} Possible: {one_of(_CODECS)}")
     return name
 
 
@@ -117,7 +119,9 @@ def encode(x: Tensor, codec: str) -> dict[str, Tensor]:
         raise ReleaseError(f"codec {name!r} takes floating items, got {x.dtype}")
     x = x.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(x).all()):
-        raise ReleaseError(f"codec {name!r}: the set holds values that are not finite; lower the learning rate of the items")
+        raise ReleaseError(
+            f"codec {name!r}: the set holds values that are not finite; lower the learning rate of the items"
+        )
     return _CODECS[name][0](x)
 
 

@@ -210,7 +210,9 @@ def pathological(
     _check_clients(labels, clients)
     classes = _rows_by_class(labels)
     if not 1 <= classes_per_client <= len(classes):
-        raise ConfigError(f"classes_per_client = {classes_per_client}: the data hold {len(classes)} classes; use 1 to that")
+        raise ConfigError(
+            f"classes_per_client = {classes_per_client}: the data hold {len(classes)} classes; use 1 to {len(classes)}"
+        )
     if clients * classes_per_client < len(classes):
         raise ConfigError(
             f"{clients} clients with {classes_per_client} classes each cannot hold all {len(classes)} classes; "
@@ -350,7 +352,9 @@ class Partition:
             DataError: the number of rows or a client's class counts differ.
         """
         if len(labels) != self.rows:
-            raise DataError(f"the split is for {self.rows} rows, the data hold {len(labels)}; use the same data and limits")
+            raise DataError(
+                f"the split is for {self.rows} rows, the data hold {len(labels)}; use the same data and limits"
+            )
         try:
             counts = _count(self.parts, labels, self.counts.shape[1])
         except ConfigError as error:
@@ -404,7 +408,7 @@ def _check_cover(
 ) -> None:
     """Raise ``error`` unless the parts hold 0 .. rows-1, each exactly once."""
     every = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
-    if len(every) and not (every.min() >= 0 and every.max() < rows):
+    if len(every) and (every.min() < 0 or every.max() >= rows):
         raise error(f"{who}: row numbers run from {every.min()} to {every.max()}, rows from 0 to {rows - 1}")
     times = np.bincount(every, minlength=rows)
     wrong = np.flatnonzero(times != 1)
@@ -413,7 +417,7 @@ def _check_cover(
 
 
 def _count(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.ndarray:
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         raise ConfigError(f"labels run from {labels.min()} to {labels.max()}, classes from 0 to {num_classes - 1}")
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
 

@@ -11,7 +11,7 @@ import torch
 from ddfed.artifact import SyntheticSet
 from ddfed.data import Task
 from ddfed.domain import Domain
-from ddfed.errors import FederationError
+from ddfed.errors import ConfigError, FederationError
 from ddfed.ledger import Ledger, PrivacyEvent
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
@@ -47,12 +47,25 @@ def simulate(
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
     partition = load_partition(settings)
+    _check_shares(settings, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
     run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
     backend = registry().load("backend", settings.federation.backend, "federation.backend")
     begun = time.perf_counter()
     backend(run.main, settings)
     return run.finish(time.perf_counter() - begun)
+
+
+def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
+    """Refuse a split in which no client holds enough rows of any class to distil."""
+    sends_sets = registry().load("federated", settings.method).sends == "set"
+    largest, needed = int(partition.counts.max()), settings.distill.min_count
+    if sends_sets and largest < needed:
+        raise ConfigError(
+            f"no client holds {needed} rows of any class, the least that {settings.method!r} distils: "
+            f"{partition.clients} clients share {partition.rows} rows, and the largest share of a class is {largest}. "
+            f"Ask for fewer clients, or set distill.min_count to {largest} or less."
+        )
 
 
 class _Run:

@@ -6,9 +6,10 @@ import hashlib
 import json
 
 import torch
+from flwr.app import Message
+
 from ddfed.federation import Broadcast, Release
 from ddfed_federated.flower import loop, wire
-from flwr.app import Message
 
 WEIGHTS = {"b.weight": torch.arange(6.0).view(2, 3) / 10, "a.steps": torch.tensor(3)}
 TOY = "toy_worker:answer"
@@ -18,9 +19,7 @@ def messages(nodes, round_number, deeds=None, codec="float32", only=None, thread
     """One training message per client, in the order of the clients."""
     broadcast = Broadcast(round_number, WEIGHTS, {}, {"rate": 0.5})
     settings = json.dumps({str(k): v for k, v in (deeds or {}).items()})
-    orders = [
-        wire.Order(p, "toy", settings, codec, threads, TOY) for p in nodes if only is None or p in only
-    ]
+    orders = [wire.Order(p, "toy", settings, codec, threads, TOY) for p in nodes if only is None or p in only]
     contents = wire.encode_broadcasts(broadcast, orders)
     return [
         Message(content, nodes[order.client], "train", group_id=str(round_number))

@@ -18,7 +18,7 @@ def settings(**sections):
     base = {
         "baselines": [],
         "data": {"train_limit": 300, "test_limit": 100},
-        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16"},
+        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16", "min_count": 1},
         "server": {"epochs": 5},
         "local": {"epochs": 1},
         "federation": {"clients": 4, "rounds": 2},
@@ -181,7 +181,7 @@ def test_one_client_works(run):
 def test_two_hundred_clients_on_all_digits_work(run):
     s = settings(
         data={"train_limit": None, "test_limit": 100},
-        distill={"ipc": 1, "steps": 1, "network": "convnet-d2-w8"},
+        distill={"ipc": 1, "steps": 1, "network": "convnet-d2-w8", "min_count": 1},
         server={"epochs": 1},
         federation={"clients": 200, "rounds": 1, "partition_options": {"alpha": 0.1}},
     )
@@ -192,7 +192,7 @@ def test_two_hundred_clients_on_all_digits_work(run):
 
 def test_a_class_that_nobody_holds_is_named(run):
     s = settings(distill={"min_count": 200}, data={"train_limit": None}, federation={"clients": 2})
-    with pytest.raises(FederationError, match="no client holds enough records"):
+    with pytest.raises(ConfigError, match="no client holds 200 rows of any class.*distill.min_count"):
         run(s)
     # 300 rows cut evenly: every class has 30, of which two clients hold about half each.
     s = settings(distill={"min_count": 16}, federation={"partition": "iid", "clients": 2})

@@ -9,10 +9,11 @@ import sys
 import time
 
 import torch
+from torch import Tensor
+
 from ddfed.errors import ConfigError
 from ddfed.federation import Broadcast, Release
 from ddfed.seeds import Streams
-from torch import Tensor
 
 
 def answer(

@@ -7,9 +7,11 @@ returns, raises what it raises, and leaves no process behind, also after Ctrl-C.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import logging
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 APP = "ddfed_federated.flower.client_app:app"
-#: Seconds a client may go on working after the server is done before Ray is pulled from under it.
-_GRACE_S = 2.0
+#: Seconds a client may go on working after the server is done before its process is ended.
+_GRACE_S = 1.5
 #: Seconds the server's thread has to notice a cancellation by itself.
 _NOTICE_S = 2.0
 
@@ -154,16 +156,68 @@ def run_ray(
         "init_args": init_args,
     }
     crash: BaseException | None = None
-    with _settings():
+    with _settings(), _actors() as actors, _first_interrupt(server.interrupt) as interrupted:
+        server.actors = actors
         try:
             run_simulation(server_app, load_app(app), num_supernodes=clients, backend_config=config)
         except (Exception, SystemExit) as error:
             crash = error
         finally:
-            # Ctrl-C and failures of the back end alike leave the server waiting for replies that never come.
+            # A failure of the back end leaves the server waiting for replies that never come.
             server.stop()
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return server.result(crash)
 
+
+@contextmanager
+def _first_interrupt(react: Callable[[], None]) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C end the run in order; the second one raises as usual.
+
+    Raised amid Flower's start or its joins, KeyboardInterrupt leaves threads of Flower's in Ray's C++ code,
+    and the process hangs or crashes when it exits.
+    """
+    seen = threading.Event()
+
+    def handler(signum: int, frame: Any) -> None:
+        if seen.is_set():
+            raise KeyboardInterrupt
+        seen.set()
+        react()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _actors() -> Iterator[list[Any]]:
+    """The handles of all actors that Flower makes meanwhile.
+
+    Flower has no way to end an actor that never answers, and keeps the handles in an object of its own.
+    """
+    made: list[Any] = []
+    module: Any = importlib.import_module("flwr.server.superlink.fleet.vce.backend.raybackend")
+    original = getattr(module, "BasicActorPool", None)
+    if original is None:
+        yield made
+        return
+
+    class Pool(original):  # type: ignore[misc, valid-type]
+        def add_actors_to_pool(self, num_actors: int) -> None:
+            super().add_actors_to_pool(num_actors)
+            made.extend(self.pool)
+
+    module.BasicActorPool = Pool
+    try:
+        yield made
+    finally:
+        module.BasicActorPool = original
 
 
 def _check_numbers(clients: int, client_threads: int) -> None:
@@ -176,7 +230,9 @@ def _check_numbers(clients: int, client_threads: int) -> None:
 def _check_cluster(num_cpus: int | None, address: str, client_threads: int) -> None:
     if address != "local":
         if num_cpus is not None:
-            raise ConfigError(f"num_cpus = {num_cpus} with the cluster at {address!r}: the cluster has its own number; leave it out")
+            raise ConfigError(
+                f"num_cpus = {num_cpus} with the cluster at {address!r}: the cluster has its own number; leave it out"
+            )
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit():
             raise ConfigError(f"ray address {address!r}: must be 'local' or HOST:PORT, such as 127.0.0.1:6379")
@@ -184,9 +240,13 @@ def _check_cluster(num_cpus: int | None, address: str, client_threads: int) -> N
             # Ray itself would try for more than a minute.
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
-            raise FederationError(f"no Ray cluster answers at {address!r} ({error}); check it with `ray status`") from error
+            raise FederationError(
+                f"no Ray cluster answers at {address!r} ({error}); check it with `ray status`"
+            ) from error
     elif num_cpus is not None and num_cpus < client_threads:
-        raise ConfigError(f"num_cpus = {num_cpus} leaves no room for a client of {client_threads} threads; lower client_threads")
+        raise ConfigError(
+            f"num_cpus = {num_cpus} leaves no room for a client of {client_threads} threads; lower client_threads"
+        )
 
 
 class _Server:
@@ -198,6 +258,7 @@ class _Server:
         self._main, self._cancel, self._startup = main, cancel, startup_timeout
         # OpenMP keeps the number of threads per thread; results depend on it.
         self._threads = torch.get_num_threads()
+        self.actors: list[Any] = []
         self._done = threading.Event()
         self._ended = threading.Event()
         self._ident: int | None = None
@@ -238,22 +299,28 @@ class _Server:
         hello = [Message(RecordDict(), node, "query.hello", group_id="0") for node in nodes[:1]]
         replies, _ = collect(grid, hello, timeout=max(0.1, end - time.monotonic()))
         if not replies:
-            raise FederationError(f"Ray did not start within {self._startup:g} s; a busy machine needs a longer startup_timeout")
+            raise FederationError(
+                f"Ray did not start within {self._startup:g} s; a busy machine needs a longer startup_timeout"
+            )
 
     def _pull_the_rug(self) -> None:
-        """A client that never answers would keep Flower waiting for its thread: end Ray under it."""
+        """A client that never answers would keep Flower waiting for its thread: end its process."""
         if self._ended.wait(_GRACE_S):
             return
         import ray
 
-        ray.shutdown()
+        for actor in list(self.actors):
+            ray.kill(actor)
+        if not self.actors and ray.is_initialized():
+            ray.shutdown()
 
-    def stop(self) -> None:
-        """End the server's thread: ask, then insist."""
-        self._ended.set()
-        if self._done.is_set():
-            return
+    def interrupt(self) -> None:
+        """Ctrl-C, in the handler: must not block."""
         self._cancel.set()
+        threading.Thread(target=self._insist, daemon=True).start()
+
+    def _insist(self) -> None:
+        """End the server's thread: it has been asked, now wait a little, then raise in it."""
         if self._ident is None or self._done.wait(_NOTICE_S):
             return
         # The server is deep in its own computation and does not look at the grid. Raised at the next bytecode.
@@ -261,6 +328,13 @@ class _Server:
 
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._ident), ctypes.py_object(Cancelled))
         self._done.wait(_NOTICE_S)
+
+    def stop(self) -> None:
+        """The back end is gone: the server's thread must end too."""
+        self._ended.set()
+        if not self._done.is_set():
+            self._cancel.set()
+            self._insist()
 
     def result(self, crash: BaseException | None) -> Any:
         """What the server's function gave, in the caller's thread."""

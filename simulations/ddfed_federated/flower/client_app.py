@@ -63,7 +63,8 @@ def partition_id(context: Context) -> int:
     value = context.node_config.get("partition-id")
     if not isinstance(value, int):
         raise FederationError(
-            f"this node has no partition id (got {value!r}); start it with --node-config 'partition-id=0 num-partitions=3'"
+            f"this node has no partition id (got {value!r}); "
+            f"start it with --node-config 'partition-id=0 num-partitions=3'"
         )
     return value
 
@@ -140,11 +141,12 @@ def train(message: Message, context: Context) -> Message:
 def hello(message: Message, context: Context) -> Message:
     """Who is there: partition id, number of partitions, version."""
     try:
-        numbers = {"partition": partition_id(context), "partitions": int(context.node_config.get("num-partitions", 0))}
+        total = int(context.node_config.get("num-partitions", 0))
+        numbers = MetricRecord({"partition": partition_id(context), "partitions": total})
     except Exception as error:
         return failure(error, message)
     about = ConfigRecord({"version": ddfed.__version__})
-    return Message(RecordDict({"hello": MetricRecord(numbers), "about": about}), reply_to=message)
+    return Message(RecordDict({"hello": numbers, "about": about}), reply_to=message)
 
 
 @app.query("get_state")
@@ -152,7 +154,7 @@ def get_state(message: Message, context: Context) -> Message:
     """The stored state, for a simulator's checkpoint. A deployed client refuses: its state stays home."""
     try:
         _simulated_only()
-        return Message(RecordDict({_STATE: context.state.get(_STATE, ArrayRecord())}), reply_to=message)  # type: ignore[dict-item]
+        return Message(RecordDict({_STATE: context.state.get(_STATE, ArrayRecord())}), reply_to=message)
     except Exception as error:
         return failure(error, message)
 

@@ -244,4 +244,3 @@ class LocalGrid(Grid):
         reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=request)
         reply.metadata.__dict__["_message_id"] = f"reply-{request.metadata.message_id}"
         return message_to_proto(reply).SerializeToString()
-

@@ -199,7 +199,9 @@ def wait_for_nodes(
     while len(nodes := sorted(grid.get_node_ids())) < clients:
         _check(cancel, getattr(grid, "cancel", None))
         if end is not None and time.monotonic() > end:
-            raise FederationError(f"{len(nodes)} of {clients} clients came within {timeout:g} s; start the others, or ask for fewer")
+            raise FederationError(
+                f"{len(nodes)} of {clients} clients came within {timeout:g} s; start the others, or ask for fewer"
+            )
         signal.wait(min(0.05, float(getattr(grid, "poll", 0.05))))
     left = None if end is None else max(0.1, end - time.monotonic())
     hellos = [Message(RecordDict(), node, "query.hello", group_id="0") for node in nodes]
@@ -209,7 +211,7 @@ def wait_for_nodes(
         node = reply.metadata.src_node_id
         if reply.has_error():
             raise FederationError(f"a client failed before the first round: {error_text(reply)}")
-        partition = int(reply.content["hello"]["partition"])  # type: ignore[arg-type, call-overload, index]
+        partition = int(reply.content["hello"]["partition"])  # type: ignore[arg-type]
         if partition in found:
             raise FederationError(f"nodes {found[partition]} and {node} both say they are client {partition}")
         found[partition] = node

@@ -41,6 +41,8 @@ _INT16_MAX = 2**15 - 1
 _DTYPES = {
     "float16", "float32", "float64", "complex64", "uint8", "int8", "int16", "int32", "int64", "bool",
 }  # fmt: skip
+#: What reading bytes that are no array may raise.
+_BROKEN = (ValueError, KeyError, TypeError, SyntaxError, IndexError, struct.error, MemoryError, RecursionError)
 _NPY_MAGIC = b"\x93NUMPY"
 
 T = TypeVar("T")
@@ -127,9 +129,9 @@ def _read_npy(array: Array, who: str) -> np.ndarray:
         if len(data) - start != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"{len(data) - start} bytes for shape {shape} of {dtype}")
         flat = np.frombuffer(data, dtype=dtype, offset=start)
-        order = "F" if header["fortran_order"] else "C"
-        return flat.reshape(shape, order=order).astype(dtype.newbyteorder("="), order="C", copy=True)
-    except (ValueError, KeyError, TypeError, SyntaxError, IndexError, struct.error, MemoryError, RecursionError) as error:
+        shaped = flat.reshape(shape, order="F") if header["fortran_order"] else flat.reshape(shape)
+        return shaped.astype(dtype.newbyteorder("="), order="C", copy=True)
+    except _BROKEN as error:
         raise ReleaseError(f"{who} is no array: {error}") from error
 
 
@@ -224,9 +226,13 @@ def decode_broadcast(content: RecordDict) -> tuple[Broadcast, Order]:
 
 def _pack_labels(y: Tensor) -> Tensor:
     if y.is_floating_point() or y.is_complex():
-        raise ReleaseError(f"labels of a set are {y.dtype}; hard labels (integers) travel, soft ones have no layout yet")
-    if y.numel() and not (-_INT16_MAX <= int(y.min()) and int(y.max()) <= _INT16_MAX):
-        raise ReleaseError(f"labels run from {int(y.min())} to {int(y.max())}; they travel as int16, up to {_INT16_MAX}")
+        raise ReleaseError(
+            f"labels of a set are {y.dtype}; hard labels (integers) travel, soft ones have no layout yet"
+        )
+    if y.numel() and int(y.abs().max()) > _INT16_MAX:
+        raise ReleaseError(
+            f"labels run from {int(y.min())} to {int(y.max())}; they travel as int16, up to {_INT16_MAX}"
+        )
     return y.to(torch.int16)
 
 
@@ -243,11 +249,13 @@ def encode_release(release: Release, codec: str = "float32") -> RecordDict:
     """
     who = f"client {release.client}, round {release.round}"
     name = codecs.codec_name(codec)
-    config = {"round": int(release.round), "client": int(release.client), "kind": release.kind, "codec": name}
+    config = ConfigRecord(
+        {"round": int(release.round), "client": int(release.client), "kind": release.kind, "codec": name}
+    )
     counts: dict[str, Any] = {"examples": int(release.examples), "class-counts": [int(n) for n in release.class_counts]}
     content = RecordDict(
         {
-            "release": ConfigRecord(config),
+            "release": config,
             "counts": MetricRecord(counts),
             "metrics": MetricRecord({key: float(value) for key, value in release.metrics.items()}),
         }
@@ -346,5 +354,5 @@ def error_text(reply: Message, limit: int = 500) -> str:
     if not lines:
         return f"code {reply.error.code}"
     # Ray puts its own traceback around the cause; the cause's last line is the one people need.
-    line = lines[0] if len(lines) == 1 else next((s for s in reversed(lines) if "Error" in s or "Exception" in s), lines[-1])
+    line = next((s for s in reversed(lines) if "Error" in s or "Exception" in s), lines[-1])
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,0 +1,182 @@
+"""The commands as a person types them: results, files, exit codes and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL_RUN = [
+    "--set", "data.train_limit=300", "--set", "data.test_limit=100", "--set", "distill.network=convnet-d2-w16",
+    "--set", "server.epochs=5", "--set", "local.epochs=1", "--set", "distill.steps=3",
+    "--set", "distill.min_count=1",
+]  # fmt: skip
+SMALL_DISTILL = [
+    "--set", "data.train_limit=300", "--set", "data.test_limit=100", "--set", "distill.network=convnet-d2-w16",
+    "--set", "evaluate.networks=['convnet-d2-w16']", "--epochs", "5", "--repeats", "2",
+]  # fmt: skip
+
+
+def ddfed(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "ddfed.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, **options
+    )
+
+
+def the_run(cwd: Path) -> Path:
+    (run,) = (cwd / "runs").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory) -> Path:
+    """One small central run for the commands that look at it."""
+    cwd = tmp_path_factory.mktemp("distilled")
+    done = ddfed("distill", "-m", "dm", "--ipc", "2", "--steps", "4", *SMALL_DISTILL, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return the_run(cwd)
+
+
+def test_simulate_writes_a_whole_run_folder(tmp_path):
+    done = ddfed("simulate", "--clients", "4", "--rounds", "2", "--ipc", "2", *SMALL_RUN, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)  # stdout is data alone, also while progress is shown
+    assert list(summary["methods"]) == ["feddm", "random-once", "random-fresh", "fedavg"]
+    names = {path.name for path in the_run(tmp_path).iterdir()}
+    assert names >= {
+        "config.toml", "events.jsonl", "summary.json", "distilled.safetensors", "card.json", "checkpoint", "report.html",
+        "figures",
+    }  # fmt: skip
+    page = (the_run(tmp_path) / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert "random-once" in page
+    assert page.count("<svg") >= 3
+    assert "data:image/png;base64," in page
+
+
+def test_distill_prints_the_table_with_its_baselines(distilled):
+    summary = json.loads((distilled / "summary.json").read_text())
+    assert [row["subject"] for row in summary["evaluation"]] == ["dm", "random", "full data"]
+    assert all(len(row["accuracies"]) == 2 for row in summary["evaluation"])
+    assert "E-dsa (5 epochs)" in (distilled / "report.html").read_text()
+
+
+def test_a_finished_run_that_is_resumed_gives_the_same_summary(distilled, tmp_path):
+    before = json.loads((distilled / "summary.json").read_text())
+    done = ddfed("distill", "--resume", str(distilled), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    assert again["artifact"] == before["artifact"]
+    assert [r["accuracies"] for r in again["evaluation"]] == [r["accuracies"] for r in before["evaluation"]]
+
+
+def test_evaluate_makes_the_cross_architecture_table(distilled, tmp_path):
+    done = ddfed(
+        "evaluate", str(distilled), "--arch", "convnet-d2-w8,mlp", "--epochs", "2", "--repeats", "1", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {(r["network"], r["subject"]) for r in rows} == {
+        (n, s) for n in ("convnet-d2-w8", "mlp") for s in ("dm", "random", "full data")
+    }
+
+
+def test_show_compare_and_export(distilled, tmp_path):
+    shown = ddfed("show", str(distilled), "--picture", str(tmp_path / "set.png"), cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "No formal privacy guarantee" in shown.stdout
+    assert (tmp_path / "set.png").stat().st_size > 100
+    compared = ddfed("compare", str(distilled), str(distilled), "--html", "c.html", cwd=tmp_path)
+    assert compared.returncode == 0, compared.stderr
+    assert (tmp_path / "c.html").is_file()
+    exported = ddfed("export", str(distilled), "out", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["distill", "--method", "mmt"], "unknown recipe 'mmt'"),
+        (["distill", "--method", "feddm"], "federated method"),
+        (["simulate", "--method", "fedm"], "Did you mean 'feddm'"),
+        (["simulate", "--dataset", "digit"], "Did you mean 'digits'"),
+        (["simulate", "--domain", "imag"], "Did you mean 'image'"),
+        (["simulate", "--set", "federation.cilents=3"], "Did you mean 'federation.clients'"),
+        (["simulate", "--set", "nonsense"], "KEY=VALUE"),
+        (["simulate", "--dataset", "cifar10"], "no folder was given"),
+        (["simulate", "--dataset", "mnist", "--data", "nowhere"], "nowhere"),
+        (["distill", "--ipc", "100000"], "ipc"),
+        (["simulate", "--clients", "100000"], "clients"),
+        (["simulate", "--clients", "200"], "distill.min_count"),
+        (["show", "nothing-here"], "nothing-here"),
+        (["compare", "nothing-here"], "nothing-here"),
+        (["simulate", "--resume", "latest"], "runs"),
+        (["simulate", "--resume", "latest", "--clients", "3"], "--clients"),
+        (["simulat"], "simulate"),
+    ],
+)
+def test_wrong_input_is_one_clear_error(tmp_path, arguments, message):
+    done = ddfed(*arguments, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_work(tmp_path):
+    # A file where the folder should be: refuses root as well, unlike permissions.
+    (tmp_path / "taken").write_text("")
+    done = ddfed("simulate", "--out", "taken", *SMALL_RUN, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert "--out" in done.stderr
+
+
+def test_a_changed_artifact_is_refused(distilled, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(distilled, copy)
+    content = bytearray((copy / "distilled.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "distilled.safetensors").write_bytes(bytes(content))
+    done = ddfed("evaluate", str(copy), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "changed or truncated" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["simulate", "distill"])
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path, command):
+    if command == "simulate":
+        base = ["simulate", "--clients", "3", "--ipc", "2", "--baselines", "fedavg", "--quiet", *SMALL_RUN]
+        base += ["--rounds", "12", "--json"]
+    else:
+        base = ["distill", "--ipc", "2", "--steps", "150", "--set", "run.checkpoint_every=10", "--json", "--quiet"]
+        base += [*SMALL_DISTILL]
+    whole = ddfed(*base, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    broken = subprocess.Popen(
+        [sys.executable, "-m", "ddfed.cli", *base],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("runs/*/checkpoint/*.safetensors")):
+        assert broken.poll() is None, broken.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    broken.send_signal(signal.SIGINT)
+    _, talk = broken.communicate(timeout=30)
+    assert broken.returncode == 130, talk
+    run = the_run(tmp_path)
+    assert not (run / "summary.json").exists()
+    resumed = ddfed(command, "--resume", str(run), "--json", "--quiet", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["artifact"] == json.loads(whole.stdout)["artifact"]
