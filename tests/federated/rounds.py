@@ -15,11 +15,11 @@ WEIGHTS = {"b.weight": torch.arange(6.0).view(2, 3) / 10, "a.steps": torch.tenso
 TOY = "toy_worker:answer"
 
 
-def messages(nodes, round_number, deeds=None, codec="float32", only=None, threads=1):
+def messages(nodes, round_number, deeds=None, codec="float32", only=None, threads=1, limit_s=0.0):
     """One training message per client, in the order of the clients."""
     broadcast = Broadcast(round_number, WEIGHTS, {}, {"rate": 0.5})
     settings = json.dumps({str(k): v for k, v in (deeds or {}).items()})
-    orders = [wire.Order(p, "toy", settings, codec, threads, TOY) for p in nodes if only is None or p in only]
+    orders = [wire.Order(p, "toy", settings, codec, threads, TOY, limit_s) for p in nodes if only is None or p in only]
     contents = wire.encode_broadcasts(broadcast, orders)
     return [
         Message(content, nodes[order.client], "train", group_id=str(round_number))

@@ -34,6 +34,10 @@ _SPAWN = multiprocessing.get_context("spawn")
 _START_LOCK = threading.Lock()
 #: Deaths before the first message after which a worker is given up.
 _MAX_FAILED_STARTS = 3
+_START_HINT = (
+    "A script must start the run under `if __name__ == '__main__':`, because workers import it; "
+    "a run with workers = 0 shows other causes"
+)
 #: Libraries read these when they are loaded, which is before a worker can call anything.
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -191,7 +195,8 @@ class _Worker:
                 with self._lock:
                     self._current = None
                 job.finish(reply, context)
-            except (EOFError, OSError) as error:
+            except Exception as error:
+                # Whatever it is, the thread must live on: a message without an answer is waited for.
                 job.finish(failure=self._bury(error))
         self._bury(None)
 
@@ -200,7 +205,8 @@ class _Worker:
         if self._connection is not None:
             return self._connection
         if self._failed_starts >= _MAX_FAILED_STARTS:
-            raise OSError("worker processes end while they start")
+            raise OSError(f"no worker process could be started in {_MAX_FAILED_STARTS} tries")
+        self._failed_starts += 1
         here, there = _SPAWN.Pipe()
         with _START_LOCK, _environment(dict.fromkeys(_THREAD_VARIABLES, str(self._threads))):
             process = _SPAWN.Process(target=_worker_main, args=(there, self._app, self._threads), daemon=True)
@@ -211,7 +217,6 @@ class _Worker:
             self._process, self._connection = process, here
             if self._closing:
                 process.kill()
-        self._failed_starts += 1
         here.recv_bytes()
         self._failed_starts = 0
         return here
@@ -224,12 +229,14 @@ class _Worker:
         if connection is not None:
             connection.close()
         if process is None:
-            return f"{error}; start the run from under `if __name__ == '__main__':`, or use a serial run to see why"
+            return f"{' '.join(str(error).split())}. {_START_HINT}"
         process.join(timeout=2)
         if process.exitcode is None:
             process.kill()
             process.join(timeout=5)
         code = process.exitcode
+        if self._failed_starts:
+            return f"a worker process ended with exit code {code} while it started. {_START_HINT}"
         return f"the client's process ended with exit code {code}" + (" (out of memory?)" if code == -9 else "")
 
 
