@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from ddfed.data import Task
+from ddfed.devices import resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
@@ -31,7 +32,7 @@ from ddfed_federated.settings import SimulateSettings
 _SERVER_ONLY: Any = {
     "baselines": True,
     "server": True,
-    "run": {"out", "name", "threads", "device", "checkpoint_every"},
+    "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
 }
 
@@ -122,7 +123,7 @@ class Rounds:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
         self.streams = Streams(self.settings.run.seed)
         # The server's streams do not name the method: every method starts from the same global network.
-        self.context = ServerContext(self.settings, self.domain, self.task, self.streams.child("server side"))
+        self.context = ServerContext(self.settings, self.domain, self.task, self.streams.child("server side"), resolve_device(self.settings.run.device))
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}

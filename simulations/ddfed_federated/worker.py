@@ -11,7 +11,9 @@ import time
 from functools import lru_cache
 
 import torch
+from ddfed import central
 from ddfed.data import Task
+from ddfed.devices import resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError
 from ddfed.federation import Broadcast, Release
@@ -34,10 +36,7 @@ def load_task(settings: SimulateSettings) -> tuple[Domain, Task]:
 def _load_task(data_json: str) -> tuple[Domain, Task]:
     from ddfed.settings import DataSettings
 
-    data = DataSettings.model_validate_json(data_json)
-    domain = registry().load("domain", data.domain, "data.domain")()
-    task = domain.load(data.dataset, data.root, data.options)
-    return domain, task.limit(data.train_limit, data.test_limit)
+    return central.load_task(DataSettings.model_validate_json(data_json))
 
 
 def load_partition(settings: SimulateSettings) -> partitions.Partition:
@@ -92,7 +91,7 @@ def answer(
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)
     # A control must draw the items that the method itself starts from, so streams do not name the method.
-    context = ClientContext(client, settings, domain, streams)
+    context = ClientContext(client, settings, domain, streams, resolve_device(settings.run.device))
     fault = _fault(settings, broadcast.round, client)
     if fault:
         _before(fault, client)

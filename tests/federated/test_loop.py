@@ -120,12 +120,14 @@ def test_messages_that_met_a_worker_being_replaced_are_sent_again(monkeypatch):
             return Message(Error(0, "ActorUnavailableError: ... IOError: The actor is restarting.. "), reply_to=message)
         return Message(message.content, reply_to=message)
 
-    # Message 0 meets the restart; its second copy is message 2.
-    grid = Scripted([[0, 1], *[[]] * 60, *[[2]] * 500], restarting)
+    # Message 0 meets the restart; its second copy is message 2. Asked once more for message 0, a real grid
+    # answers that there is no such message.
+    grid = Scripted([[0, 1], *[[0, 2]] * 500], restarting)
     replies, missing = collect(grid, to_nodes(10, 11), timeout=20)
     assert missing == {}
     assert {r.metadata.src_node_id: r.content["c"]["node"] for r in replies} == {10: 10, 11: 11}
     assert grid.sent[2].metadata.group_id == "7"
+    assert len(grid.sent) == 3
 
 
 def test_a_worker_that_never_returns_is_given_up(monkeypatch):

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ddfed.errors import ConfigError, FederationError, MissingDependencyError
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 APP = "ddfed_federated.flower.client_app:app"
 #: Seconds a client may go on working after the server is done before its process is ended.
-_GRACE_S = 1.5
+_GRACE_S = 2.5
 #: Seconds the server's thread has to notice a cancellation by itself.
 _NOTICE_S = 2.0
 
@@ -310,7 +310,9 @@ class _Server:
         import ray
 
         for actor in list(self.actors):
-            ray.kill(actor)
+            # Ray may be on its way out already, then there is nothing left to end.
+            with suppress(Exception):
+                ray.kill(actor)
         if not self.actors and ray.is_initialized():
             ray.shutdown()
 

@@ -77,7 +77,7 @@ def collect(
     try:
         while waiting and not (enough is not None and len(replies) >= enough):
             waiting = resend.due(waiting)
-            came = list(grid.pull_messages(list(waiting)))
+            came = list(grid.pull_messages(resend.asked(waiting)))
             for reply in came:
                 node = waiting.get(reply.metadata.reply_to_message_id)
                 if node is None or resend.takes(reply):
@@ -136,6 +136,10 @@ class _Resend:
             return False
         self._when[message_id] = time.monotonic() + _RESEND_AFTER_S
         return True
+
+    def asked(self, waiting: dict[str, int]) -> list[str]:
+        """The ids to look for: one that is to be sent again has been answered, asking for it is an error."""
+        return [i for i in waiting if i not in self._when]
 
     def due(self, waiting: dict[str, int]) -> dict[str, int]:
         """``waiting`` with the ids of the messages that were sent again just now replaced."""

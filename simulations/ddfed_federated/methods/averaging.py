@@ -85,7 +85,7 @@ class AveragingMethod(FederatedMethod):
         info = gate.info
         name = context.settings.distill.network or context.domain.default_network(info)
         with isolated(0):  # overwritten by the global weights
-            net = context.domain.network(name, info)
+            net = context.domain.network(name, info).to(context.device)
         net.load_state_dict(dict(broadcast.weights))
         mu = local.proximal_mu if self.proximal else 0.0
         anchor = [p.detach().clone() for p in net.parameters()]
@@ -100,7 +100,7 @@ class AveragingMethod(FederatedMethod):
 
         def rows(index: Tensor) -> tuple[Tensor, Tensor]:
             batch = data.batch(index)
-            return batch.inputs, batch.classes
+            return batch.inputs.to(context.device), batch.classes.to(context.device)
 
         protocol = Protocol(
             name="local",
@@ -112,7 +112,7 @@ class AveragingMethod(FederatedMethod):
             drops=(),
         )
         train(net, rows, len(data), loss, protocol, None, context.streams.child("local", number))
-        weights = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        weights = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
         return Release(context.client, number, "weights", weights, examples=len(data)), state
 
     def server(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:

@@ -36,6 +36,7 @@ class ClientContext:
     settings: SimulateSettings
     domain: Domain
     streams: Streams
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +116,7 @@ class FederatedMethod(ABC):
 
     def begin(self, context: ServerContext) -> ServerState:
         """The state before the first round."""
-        return ServerState(0, {k: v.clone() for k, v in context.network().state_dict().items()})
+        return ServerState(0, {k: v.cpu().clone() for k, v in context.network().state_dict().items()})
 
     def broadcast(self, state: ServerState) -> Broadcast:
         """What is sent to every client of the round after ``state.round``."""

@@ -72,6 +72,7 @@ class SetMethod(FederatedMethod):
             classes=held,
             center=broadcast.weights,
             start=previous or None,
+            device=context.device,
         )
         x, y = syn.decoded()
         seeds = 0 if previous or parts.init == "noise" else len(y)
@@ -114,7 +115,7 @@ class SetMethod(FederatedMethod):
             context.domain.augmentation(settings.augment, context.task.info),
             context.streams.child("server", state.round + 1),
         )
-        weights = {k: v.detach().clone() for k, v in net.state_dict().items()}
+        weights = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
         return ServerState(state.round + 1, weights, {"sets": past})
 
 

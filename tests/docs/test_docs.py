@@ -1,0 +1,101 @@
+"""The documentation is read by tests, so that it cannot rot."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from ddfed.cli import cli
+from ddfed.cli.reference import page
+from ddfed.config import read_toml
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    return [code for language, code in BLOCK.findall(path.read_text()) if language in languages]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_point_at_files_that_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_snippets_compile(path):
+    for code in blocks(path, "python"):
+        compile(code, str(path), "exec")
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for path in [*PAGES, ROOT / "simulations/scenarios/README.md"]:
+        text = "\n".join(blocks(path, "sh")) if path.name != "commands.md" else ""
+        for line in text.replace("\\\n", " ").splitlines():
+            if line.strip().startswith("ddfed "):
+                found.append((path.name, line.strip().split("  #")[0].split(" > ")[0]))
+    return found
+
+
+@pytest.mark.parametrize(("where", "line"), commands())
+def test_commands_in_the_docs_have_these_options(where, line):
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    path = []
+    while isinstance(command, click.Group):
+        context = click.Context(command)
+        child = command.get_command(context, words[0])
+        assert child is not None, f"{where}: no command {words[0]!r} in {line!r}"
+        path.append(words.pop(0))
+        command = child.load() if hasattr(child, "load") else child
+    known = {option for parameter in command.params for option in [*parameter.opts, *parameter.secondary_opts]}
+    for word in words:
+        if word.startswith("-"):
+            assert word.split("=")[0] in known, f"{where}: {word} is no option of ddfed {' '.join(path)}"
+
+
+def test_the_page_of_commands_is_what_the_program_says():
+    shown = (ROOT / "docs/reference/commands.md").read_text()
+    assert shown == page(cli), "run: python -m ddfed.cli.reference > docs/reference/commands.md"
+
+
+def test_every_hook_is_described():
+    import ddfed.hookspecs as specs
+
+    text = (ROOT / "docs/reference/hooks.md").read_text()
+    names = [name for name in vars(specs) if name.startswith("ddfed_")]
+    assert names
+    assert [name for name in names if f"`{name}(" not in text] == []
+
+
+def test_every_kind_and_check_is_described():
+    from ddfed.registry import KINDS
+
+    text = (ROOT / "docs/reference/hooks.md").read_text()
+    assert [kind for kind in KINDS if kind not in text] == []
+
+
+def test_every_method_is_in_the_readme():
+    from ddfed.registry import registry
+
+    text = (ROOT / "README.md").read_text()
+    assert [name for name in registry().names("recipe", "federated") if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "simulations/scenarios").glob("*.toml")), ids=lambda p: p.stem)
+def test_scenarios_resolve(path):
+    from ddfed.registry import registry
+    from ddfed.settings import resolve_distill
+    from ddfed_federated.settings import resolve_simulate
+
+    layer = read_toml(path)
+    central = layer.values["method"] in registry().names("recipe")
+    settings = (resolve_distill if central else resolve_simulate)([layer]).settings
+    assert settings.data.dataset in path.name
