@@ -55,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Raises `ArtifactError` when the file is absent or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -89,13 +89,16 @@ def pack(tree: Any, prefix: str = "") -> tuple[Any, dict[str, Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
+            while path in tensors:  # dotted keys may meet nested ones
+                path += "'"
             tensors[path] = node
             return {"tensor": path}
         if isinstance(node, Mapping):
-            # Integer keys (optimiser states) would come back from JSON as text.
-            return {"map": [[k, walk(v, f"{path}.{k}" if path else str(k))] for k, v in node.items()]} if any(
-                not isinstance(k, str) for k in node
-            ) else {k: walk(v, f"{path}.{k}" if path else k) for k, v in node.items()}
+            entries = [(k, walk(v, f"{path}.{k}" if path else str(k))) for k, v in node.items()]
+            # Integer keys (optimiser states) would come back from JSON as text, our own marks as marks.
+            if any(not isinstance(k, str) for k in node) or set(node) in ({"tensor"}, {"map"}):
+                return {"map": [list(entry) for entry in entries]}
+            return dict(entries)
         if isinstance(node, (list, tuple)):
             return [walk(v, f"{path}.{i}" if path else str(i)) for i, v in enumerate(node)]
         return node

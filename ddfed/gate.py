@@ -133,6 +133,8 @@ class PlainGate(Gate):
     def sums(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Answer:
         self.ledger.append(PrivacyEvent("none", query.name, self.scope))
         rows = self._draw(query, generator)
+        if not len(rows):
+            raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
         group_of = torch.full((self.info.num_classes,), -1)
         group_of[list(query.classes)] = torch.arange(len(query.classes))
         total: Tensor | None = None
@@ -148,8 +150,7 @@ class PlainGate(Gate):
             if total is None:
                 total = values.new_zeros(len(query.classes), values.shape[1])
             total.index_add_(0, group_of[batch.classes].to(values.device), values)
-        if total is None:
-            raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
+        assert total is not None
         counts = torch.bincount(group_of[self.data.labels[rows]], minlength=len(query.classes))
         return Answer(total, counts.to(total))
 

@@ -29,6 +29,10 @@ class PrivacyEvent:
     unit: str = "record"
     parameters: tuple[tuple[str, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        # One order, so that equal events stay equal through JSON.
+        object.__setattr__(self, "parameters", tuple(sorted(self.parameters)))
+
 
 @dataclass
 class Ledger:
@@ -63,6 +67,6 @@ class Ledger:
         ledger = cls()
         for row in rows:
             fields = {k: v for k, v in row.items() if k != "count"}
-            fields["parameters"] = tuple(sorted(fields["parameters"].items()))
+            fields["parameters"] = tuple(fields["parameters"].items())
             ledger.counts[PrivacyEvent(**fields)] += row["count"]
         return ledger

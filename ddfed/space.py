@@ -51,6 +51,14 @@ class Space:
         """``"whitened"``, ``"affine"`` or ``"identity"``, for people."""
         return "whitened" if self.whitening else "affine" if self.mean else "identity"
 
+    def agrees(self, other: Space, tolerance: float = 1e-3) -> bool:
+        """Whether both map alike: equal fields, and whitening within ``tolerance`` relative (it is fitted to data)."""
+        return self == other and all(
+            mine.shape == other.tensors[name].shape
+            and float((mine - other.tensors[name]).norm()) <= tolerance * float(mine.norm())
+            for name, mine in self.tensors.items()
+        )
+
     def encode(self, natural: Tensor) -> Tensor:
         """Natural to model values, differentiable, same shape."""
         x = natural

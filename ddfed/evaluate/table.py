@@ -236,12 +236,12 @@ def check_fits(syn: SyntheticSet, task: Task) -> None:
     """
     if not len(task.test):
         raise DataError(f"{task.info.dataset!r} has no test rows to evaluate on")
-    for what, mine, theirs in (
-        ("shape", syn.info.shape, task.info.shape),
-        ("classes", syn.info.classes, task.info.classes),
-        ("space", syn.info.space, task.info.space),
+    for what, mine, theirs, fits in (
+        ("shape", syn.info.shape, task.info.shape, syn.info.shape == task.info.shape),
+        ("classes", syn.info.classes, task.info.classes, syn.info.classes == task.info.classes),
+        ("space", syn.info.space, task.info.space, syn.info.space.agrees(task.info.space)),
     ):
-        if mine != theirs:
+        if not fits:
             raise ArtifactError(
                 f"the set's {what} is {mine}, the data's is {theirs}; evaluate on the data set it was made from "
                 f"({syn.info.domain}/{syn.info.dataset}) with the same options"

@@ -71,7 +71,10 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing(tmp_path, backend, busy, wait, g
     path.write_text(RUN)
     before = ray_processes()
     process = subprocess.Popen(
-        [sys.executable, str(path), backend, busy], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, str(path), backend, busy],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         if wait == "ready":
@@ -103,7 +106,10 @@ def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path):
     path = tmp_path / "run.py"
     path.write_text(RUN)
     process = subprocess.Popen(
-        [sys.executable, str(path), "pool", "clients"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        [sys.executable, str(path), "pool", "clients"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     assert b"ready" in process.stdout.readline()
     assert len(session_members(process.pid)) > 2
