@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddfed.artifact import SyntheticSet
 from ddfed.domain import Domain
-from ddfed.errors import ConfigError, DataError, DivergedError
+from ddfed.errors import ConfigError, DataError, DivergedError, one_of
 from ddfed.gate import Gate
 from ddfed.match import Cotangent, Judgement, Objective, Precision
 from ddfed.pool import ModelPool, PoolContext
@@ -103,7 +103,7 @@ def distill(
 
     Raises:
         BudgetError: fewer real items than the initialisation needs.
-        DataError: no class has enough rows.
+        DataError: no class has enough rows, or a class asked for has none.
         DivergedError: the loss stopped being finite.
     """
     kit = _assemble(gate, domain, parts, streams, classes, center, start, device or torch.device("cpu"))
@@ -117,6 +117,12 @@ def distill(
         if checkpointing and ((step + 1) % checkpointing.every == 0 or step + 1 == parts.steps):
             checkpointing.save(_snapshot(kit, step + 1))
     kit.outer.release()
+    for stored in (*kit.store.params.values(), *kit.labels.params.values()):
+        if not bool(torch.isfinite(stored).all()):
+            raise DivergedError(
+                f"{scope}: the stored values are not finite after outer step {parts.steps} (lr {parts.lr}, label_lr "
+                f"{parts.label_lr}). Lower distill.lr or distill.label_lr, or set distill.clamp = true."
+            )
     return SyntheticSet(
         info=gate.info,
         store=kit.store,
@@ -229,6 +235,10 @@ def _assemble(
         raise DataError(
             f"no class of {info.dataset!r} has {parts.min_count} rows or more here, so there is nothing to distil"
         )
+    absent = sorted(set(held) - set(gate.held()))
+    if absent:
+        names = one_of(info.classes[c] if 0 <= c < info.num_classes else c for c in absent)
+        raise DataError(f"there is no row here of {names}; distil classes that are held (numbers {gate.held()})")
     network = parts.network or domain.default_network(info)
     augmentation = domain.augmentation(parts.augment, info)
     context = PoolContext(

@@ -91,7 +91,7 @@ def check_release(release: Release, info: TaskInfo, round_number: int, quota: in
     if release.class_counts and len(release.class_counts) != info.num_classes:
         raise ReleaseError(f"{who}: {len(release.class_counts)} class counts for {info.num_classes} classes")
     for name, tensor in release.arrays.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor).all()):
             raise ReleaseError(f"{who}: {name!r} holds values that are not finite")
     for name, value in release.metrics.items():
         if not math.isfinite(value):
@@ -108,7 +108,8 @@ def _check_set(release: Release, info: TaskInfo, quota: int | None, who: str) ->
     x, y = release.arrays["x"], release.arrays["y"]
     if tuple(x.shape[1:]) != info.shape or not x.is_floating_point():
         raise ReleaseError(f"{who}: items are {x.dtype} of shape {tuple(x.shape[1:])}, the task has floats of {info.shape}")
-    if y.ndim != 1 or len(y) != len(x) or y.is_floating_point():
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if y.ndim != 1 or len(y) != len(x) or not whole:
         raise ReleaseError(f"{who}: {len(x)} items but labels are {y.dtype} of shape {tuple(y.shape)}")
     if len(y) and not (0 <= int(y.min()) and int(y.max()) < info.num_classes):
         raise ReleaseError(f"{who}: labels run from {int(y.min())} to {int(y.max())}, classes from 0 to {info.num_classes - 1}")
@@ -117,7 +118,7 @@ def _check_set(release: Release, info: TaskInfo, quota: int | None, who: str) ->
 
 
 def check_weights(release: Release, reference: Mapping[str, Tensor]) -> None:
-    """Refuse weights whose names or shapes differ from the global model's.
+    """Refuse weights whose names, shapes or types differ from the global model's.
 
     Raises:
         ReleaseError: names the first tensor that differs.
@@ -131,6 +132,8 @@ def check_weights(release: Release, reference: Mapping[str, Tensor]) -> None:
             raise ReleaseError(
                 f"{who}: {name!r} has shape {tuple(release.arrays[name].shape)}, the global model {tuple(tensor.shape)}"
             )
+        if release.arrays[name].dtype != tensor.dtype:
+            raise ReleaseError(f"{who}: {name!r} is {release.arrays[name].dtype}, in the global model {tensor.dtype}")
 
 
 def coverage(releases: Sequence[Release], classes: int) -> list[int]:

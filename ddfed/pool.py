@@ -236,7 +236,7 @@ class QueuePool(ModelPool):
         )
 
     def draw(self, step: int) -> Network:
-        if step and step % self.options["grow_every"] == 0:
+        while self._born < self.options["start"] + step // self.options["grow_every"]:
             self._members.append(self._member(self._born))
             self._born += 1
             del self._members[: -self.options["capacity"]]

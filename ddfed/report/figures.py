@@ -153,9 +153,11 @@ def bars(
                 else f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
             )
             end = max(known + error, 0.0)
+            # In a column of their own, where no reference line crosses them.
             axes.annotate(
-                label, (end, row), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5
-            )
+                label, (1.0, row), xycoords=("axes fraction", "data"), xytext=(6, 0),
+                textcoords="offset points", va="center", fontsize=8.5,
+            )  # fmt: skip
             ends.append(end)
         for number, (name, place) in enumerate((reference or {}).items()):
             axes.axvline(place, color=_INK, linewidth=1.1, linestyle=(0, (5, 3)), alpha=0.65)
@@ -166,9 +168,8 @@ def bars(
             ends.append(place)
         axes.set_yticks(range(len(values)), [shorten(n, 44, placeholder=" ...") for n in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
-        # Room for the numbers at the right.
         axes.set_xlim(
-            min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.16 or 1
+            min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.03 or 1
         )
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfed.data import TaskInfo
-from ddfed.errors import ArtifactError
+from ddfed.errors import ArtifactError, ConfigError
 
 
 class Store(ABC):
@@ -30,6 +30,9 @@ class Store(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, info: TaskInfo, items: int, **options: Any) -> None:
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            raise ConfigError(f"store {self.name!r} has no option {unknown[0]!r}; it knows {sorted(self.defaults)}")
         self.info = info
         self.items = items
         self.options = {**self.defaults, **options}

