@@ -9,6 +9,7 @@ come out again.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import ddfed
 from ddfed.data import TaskInfo
-from ddfed.errors import ArtifactError, one_of
+from ddfed.errors import ArtifactError, DdfedError, one_of
 from ddfed.files import read_json, tensors_from_bytes, tensors_to_bytes, write_bytes, write_json
 from ddfed.registry import registry
 from ddfed.space import Space
@@ -148,7 +149,8 @@ class SyntheticSet:
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or card.get("kind") != "ddfed synthetic set":
             raise ArtifactError(f"{folder / CARD} is not the card of a ddfed set")
-        reader = READERS.get(card.get("schema"))
+        schema = card.get("schema")
+        reader = READERS.get(schema) if isinstance(schema, int) else None
         if reader is None:
             raise ArtifactError(
                 f"{folder / CARD} has schema {card.get('schema')!r}; this ddfed {ddfed.__version__} reads "
@@ -166,7 +168,9 @@ class SyntheticSet:
             )
         try:
             return reader(card, tensors_from_bytes(content, str(folder / TENSORS)))
-        except (KeyError, TypeError) as error:
+        except DdfedError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
             raise ArtifactError(f"{folder / CARD} lacks or garbles a field: {error!r}") from None
 
 
@@ -190,6 +194,10 @@ def _read_v1(card: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
         licence=card["licence"],
         source=task["source"],
     )
+    size = math.prod(info.shape)
+    shapes = {name: tuple(t.shape) for name, t in info.space.tensors.items()}
+    if info.space.whitening and shapes != {"center": (size,), "matrix": (size, size)}:
+        raise ArtifactError(f"the whitening of items of shape {info.shape} has tensors of shape {shapes}")
     decoder = registry().load("decoder", card["decoder"]["name"], "the card")
     store = decoder(info, card["budget"]["items"], **card["decoder"]["options"])
     store.load(_below(tensors, "store."))

@@ -109,7 +109,7 @@ class PlainGate(Gate):
     Args:
         data: the records.
         scope: whose records they are, for the ledger.
-        chunk: rows that pass through a network at once. Chunks that fit the cache beat one huge batch.
+        chunk: most rows that pass through a network at once; bounds the memory of a step.
         ledger: where touches are recorded.
     """
 
@@ -138,7 +138,7 @@ class PlainGate(Gate):
         group_of = torch.full((self.info.num_classes,), -1)
         group_of[list(query.classes)] = torch.arange(len(query.classes))
         total: Tensor | None = None
-        for part in rows.split(self.chunk):
+        for part in self._passes(rows):
             batch = self.data.batch(part)
             with torch.no_grad():
                 values = contribution(batch).to(torch.float32)
@@ -160,11 +160,15 @@ class PlainGate(Gate):
         self.ledger.append(PrivacyEvent("none", query.name, self.scope))
         rows = self._draw(query, generator)
         total = [torch.zeros_like(p) for p in parameters]
-        for part in rows.split(self.chunk):
+        for part in self._passes(rows):
             # Summing before differentiating equals summing per-example gradients, at the cost of one backward.
             for held, grad in zip(total, torch.autograd.grad(loss(self.data.batch(part)).sum(), parameters)):
                 held += grad
         return total, len(rows)
+
+    def _passes(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """The rows in as few parts as the chunk allows, of about equal size."""
+        return rows.chunk(max(1, -(-len(rows) // self.chunk)))
 
     def _draw(self, query: Query, generator: torch.Generator) -> Tensor:
         index = [self.data.class_index[c] for c in query.classes]

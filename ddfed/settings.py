@@ -60,7 +60,7 @@ class PartSettings(Settings):
     protocol: str = Field("E-dsa", description="evaluation recipe the set is made for")
     chunk: int = Field(128, ge=1, description="real rows per forward pass")
     bf16: bool = Field(False, description="real side in bfloat16")
-    compile: bool = Field(False, description="torch.compile the real side")
+    compile: bool = Field(False, description="torch.compile the network's passes")
 
 
 class EvaluateSettings(Settings):

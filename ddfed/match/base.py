@@ -44,13 +44,13 @@ class Cotangent:
 
 @dataclass(frozen=True)
 class Precision:
-    """How the real side is computed. It carries no gradient, so it may be cheaper than the synthetic side.
+    """How networks are run.
 
     Args:
-        bf16: run the network under bfloat16 autocast. Features agree with float32 to about 1e-2 relative; sums
-            are kept in float32.
-        compiled: ``torch.compile`` the network's real-side pass (seconds at the first step). Agrees with eager
-            to float32 rounding.
+        bf16: run the real side under bfloat16 autocast; it carries no gradient, so it may be cheaper than the
+            synthetic side. Features agree with float32 to about 1e-2 relative; sums are kept in float32.
+        compiled: ``torch.compile`` the network's passes, both sides (half a minute at the first step). Agrees
+            with eager to float32 rounding.
     """
 
     bf16: bool = False

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddfed.data import Batch
 from ddfed.domain import Draw, Network
 from ddfed.errors import ConfigError
 from ddfed.gate import Query
-from ddfed.match.base import Cotangent, Judgement, Objective, Precision, real_side
+from ddfed.match.base import Cotangent, Judgement, Objective, real_side
 
 
 def class_means(values: Tensor, groups: Tensor, count: int) -> Tensor:
@@ -48,6 +46,18 @@ def mean_distance(real: Tensor, syn: Tensor) -> Tensor:
     return (real - syn).square().sum()
 
 
+#: Rows of a compiled pass; the last one is padded.
+_COMPILED_ROWS = 16
+
+
+def _tap(net: Network, x: Tensor, logits: bool) -> list[Tensor]:
+    features = net.embed(x)
+    return [features, net.head(features)] if logits else [features]
+
+
+_compiled = torch.compile(_tap, dynamic=False)
+
+
 class MeanMatching(Objective):
     """Distance of class-mean features between real and synthetic rows under one network.
 
@@ -66,10 +76,6 @@ class MeanMatching(Objective):
 
     name = "mean"
     defaults = {"rows": 256, "top_up": False, "logits": False, "ce_weight": 0.0, "syn_chunk": 128}
-
-    def __init__(self, precision: Precision | None = None, **options: Any) -> None:
-        super().__init__(precision, **options)
-        self._taps: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def __call__(self, judgement: Judgement) -> Cotangent:
         j = judgement
@@ -101,31 +107,26 @@ class MeanMatching(Objective):
         return () if len(j.classes) != 1 else (j.classes[0],)
 
     def _real_means(self, j: Judgement, draw: Draw | None) -> Tensor:
-        tap = self._tap(j.net)
-
         def contribution(batch: Batch) -> Tensor:
             x = batch.inputs.to(j.device)
             if draw is not None and j.augmentation is not None:
                 x = j.augmentation(x, draw, batch.classes)
             with real_side(self.precision, j.device):
-                return tap(x)
+                tapped = self._tap(j.net, x, self.options["logits"])
+            return torch.cat([t.to(torch.float32) for t in tapped], 1)
 
         query = Query("class-mean features", j.classes, self.options["rows"], top_up=self.options["top_up"])
         return j.gate.sums(query, contribution, j.streams.torch("real", j.step, *self._scope(j))).means
 
-    def _tap(self, net: Network) -> Callable[[Tensor], Tensor]:
-        """Features (and logits) of a network; compiled once per network when asked."""
-        with_logits = self.options["logits"]
-
-        def tap(x: Tensor) -> Tensor:
-            features = net.embed(x)
-            return torch.cat([features, net.head(features)], 1) if with_logits else features
-
-        if not self.precision.compiled:
-            return tap
-        if id(net) not in self._taps:
-            self._taps[id(net)] = torch.compile(tap, dynamic=False)
-        return self._taps[id(net)]
+    def _tap(self, net: Network, x: Tensor, logits: bool) -> list[Tensor]:
+        """Features of a network, and logits if wanted, from one pass."""
+        if not self.precision.compiled or net.mixes_rows or not len(x):
+            return _tap(net, x, logits)
+        # Every compiled pass has the same number of rows. Code specialised by the history of a process would
+        # make results depend on that history, and so would torch's limit on the number of specialisations.
+        padded = F.pad(x, [0] * (2 * x.ndim - 1) + [-len(x) % _COMPILED_ROWS])
+        tapped = zip(*(_compiled(net, part, logits) for part in padded.split(_COMPILED_ROWS)))
+        return [torch.cat(parts)[: len(x)] for parts in tapped]
 
     def _chunks(self, j: Judgement) -> list[tuple[int, ...]]:
         """Classes in groups whose synthetic rows fit a chunk; the cross-entropy term splits by rows as well."""
@@ -147,17 +148,16 @@ class MeanMatching(Objective):
         x = j.x[rows]
         if draw is not None and j.augmentation is not None:
             x = j.augmentation(x, draw, j.row_class[rows])
-        features = j.net.embed(x)
-        need_logits = self.options["logits"] or (self.options["ce_weight"] and j.skill)
-        logits = j.net.head(features) if need_logits else None
-        values = torch.cat([features, logits], 1) if self.options["logits"] and logits is not None else features
+        need_logits = bool(self.options["logits"] or (self.options["ce_weight"] and j.skill))
+        tapped = self._tap(j.net, x, need_logits)
+        values = torch.cat(tapped, 1) if self.options["logits"] else tapped[0]
         groups = position[j.row_class[rows]].to(j.device)
         wanted = real[[j.classes.index(c) for c in part]]
         loss = mean_distance(wanted, class_means(values, groups, len(part)))
         learned = j.y if j.y.requires_grad else None
-        if self.options["ce_weight"] and j.skill and logits is not None:
+        if self.options["ce_weight"] and j.skill:
             # Mean over the rows of a class, summed over classes: the published code steps class by class.
-            per_row = j.label_loss(logits, j.y[rows]).unsqueeze(1)
+            per_row = j.label_loss(tapped[1], j.y[rows]).unsqueeze(1)
             loss = loss + self.options["ce_weight"] * j.skill * class_means(per_row, groups, len(part)).sum()
         elif learned is not None:
             loss = loss + 0.0 * learned.sum()  # keeps autograd defined when no term looks at the labels

@@ -93,6 +93,9 @@ class Store(ABC):
         got = {name: tuple(t.shape) for name, t in tensors.items()}
         if got != want:
             raise ArtifactError(f"parametrisation {self.name!r} stores {want}, got {got}")
+        for name, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                raise ArtifactError(f"parametrisation {self.name!r} stores floats, got {name!r} of {tensor.dtype}")
         self.params = {name: tensors[name].detach().clone().requires_grad_() for name in want}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,15 +188,13 @@ def test_values_that_are_not_finite_are_refused(saved: Path, name: str, value: f
         ({"labels.logits": None}, "logits of shape"),
         ({"store.x": torch.zeros(3, 2, 4, 5)}, r"\(3, 2, 4, 5\)"),
         ({"store.x": None}, "got {}"),
-        ({"store.x": torch.zeros(3, 2, 4, 4, dtype=torch.int32)}, "store.x.*int32"),
+        ({"store.x": torch.zeros(3, 2, 4, 4, dtype=torch.int32)}, "stores floats, got 'x' of torch.int32"),
         ({"store.y": torch.zeros(1)}, "'y'"),
         ({"space.matrix": None}, "'center' and 'matrix'"),
         ({"space.matrix": torch.zeros(31, 31)}, "whitening"),
     ],
 )
 def test_tensors_that_do_not_fit_the_card_are_refused(saved: Path, changes: dict[str, Any], words: str):
-    import re
-
     edit_tensors(saved, **changes)
     assert re.search(words, refused(saved))
 
