@@ -27,4 +27,5 @@ def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'ddfed' has no attribute {name!r}")
     module = importlib.import_module(_LAZY[name])
-    return module if module.__name__ == f"ddfed.{name}" and not hasattr(module, name) else getattr(module, name)
+    # A name that is a module stays one: the import system puts it here, whoever imports it first.
+    return module if module.__name__ == f"ddfed.{name}" else getattr(module, name)

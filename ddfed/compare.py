@@ -69,7 +69,10 @@ class Comparison:
         """Title -> SVG."""
         found = {
             "Accuracy": bars(
-                {f"{line.run}: {line.method}": (100 * line.mean, None if line.std is None else 100 * line.std) for line in self.lines},
+                {
+                    f"{line.run}: {line.method}": (100 * line.mean, None if line.std is None else 100 * line.std)
+                    for line in self.lines
+                },
                 "test accuracy (%), mean ± std",
             )
         }
@@ -110,7 +113,9 @@ def _key(summary: Mapping[str, Any]) -> str:
 def _federated(group: Sequence[Mapping[str, Any]]) -> list[Line]:
     first = group[0]
     federation = first["settings"]["federation"]
-    options = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in federation["partition_options"].items())
+    options = ", ".join(
+        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in federation["partition_options"].items()
+    )
     name = (
         f"{first['task']['dataset']}, {federation['clients']} clients, {federation['partition']}({options}), "
         f"ipc {first['settings']['distill']['ipc']}"

@@ -85,7 +85,7 @@ class RealData:
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
             raise DataError(f"{self.info.dataset}: {len(self.inputs)} inputs but {len(self.labels)} labels")
-        if len(self.labels) and not (0 <= int(self.labels.min()) and int(self.labels.max()) < self.info.num_classes):
+        if len(self.labels) and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.info.num_classes):
             raise DataError(
                 f"{self.info.dataset}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
                 f"but there are {self.info.num_classes} classes"

@@ -26,7 +26,9 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} is not usable here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'") from None
+        raise ConfigError(
+            f"device {name!r} is not usable here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
+        ) from None
     return device
 
 
@@ -47,7 +49,11 @@ def keep_memory() -> bool:
 
 
 def set_threads(count: int) -> int:
-    """Set torch's threads (0: the number of cores) and return what was set; results depend on it."""
+    """Set torch's threads (0: the number of cores) and return what was set; results depend on it.
+
+    Called once where a command starts, so it also settles the process's memory (see `keep_memory`).
+    """
+    keep_memory()
     chosen = count or os.cpu_count() or 1
     torch.set_num_threads(chosen)
     return chosen

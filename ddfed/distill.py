@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ddfed.artifact import SyntheticSet
+from ddfed.devices import keep_memory
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError, DataError, DivergedError, one_of
 from ddfed.gate import Gate
@@ -106,6 +107,7 @@ def distill(
         DataError: no class has enough rows, or a class asked for has none.
         DivergedError: the loss stopped being finite.
     """
+    keep_memory()
     kit = _assemble(gate, domain, parts, streams, classes, center, start, device or torch.device("cpu"))
     first = 0
     if checkpointing and checkpointing.resume:
@@ -297,7 +299,9 @@ def _initialise(
             data, selector, parts.ipc * store.seeds_per_item, context, top_up=parts.top_up, **parts.init_options
         )
     except TypeError as error:
-        raise ConfigError(f"distill.init_options {parts.init_options!r} do not fit selector {parts.init!r}: {error}") from None
+        raise ConfigError(
+            f"distill.init_options {parts.init_options!r} do not fit selector {parts.init!r}: {error}"
+        ) from None
     store.fill(data.batch(rows).inputs.view(shape))
 
 

@@ -107,12 +107,16 @@ def _check_set(release: Release, info: TaskInfo, quota: int | None, who: str) ->
         raise ReleaseError(f"{who}: a set has the arrays 'x' and 'y', got {sorted(release.arrays)}")
     x, y = release.arrays["x"], release.arrays["y"]
     if tuple(x.shape[1:]) != info.shape or not x.is_floating_point():
-        raise ReleaseError(f"{who}: items are {x.dtype} of shape {tuple(x.shape[1:])}, the task has floats of {info.shape}")
+        raise ReleaseError(
+            f"{who}: items are {x.dtype} of shape {tuple(x.shape[1:])}, the task has floats of {info.shape}"
+        )
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     if y.ndim != 1 or len(y) != len(x) or not whole:
         raise ReleaseError(f"{who}: {len(x)} items but labels are {y.dtype} of shape {tuple(y.shape)}")
-    if len(y) and not (0 <= int(y.min()) and int(y.max()) < info.num_classes):
-        raise ReleaseError(f"{who}: labels run from {int(y.min())} to {int(y.max())}, classes from 0 to {info.num_classes - 1}")
+    if len(y) and (int(y.min()) < 0 or int(y.max()) >= info.num_classes):
+        raise ReleaseError(
+            f"{who}: labels run from {int(y.min())} to {int(y.max())}, classes from 0 to {info.num_classes - 1}"
+        )
     if quota is not None and len(y) > quota:
         raise ReleaseError(f"{who}: {len(y)} items, but the budget allows {quota}")
 

@@ -81,7 +81,7 @@ class ModelPool(ABC):
     def draw(self, step: int) -> Network:
         """The network of outer step ``step`` (0-based), weights frozen."""
 
-    def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:
+    def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:  # noqa: B027 - optional
         """Let networks learn after the step.
 
         Args:
@@ -99,7 +99,7 @@ class ModelPool(ABC):
         """What a checkpoint must hold beyond the streams."""
         return {}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Inverse of `state`."""
 
 

@@ -66,7 +66,7 @@ class Component:
     @property
     def missing(self) -> tuple[str, ...]:
         """Modules it needs that are not installed; looks, does not import."""
-        return tuple(m for m in self.modules if importlib.util.find_spec(m) is None)
+        return tuple(m for m in self.modules if not _installed(m))
 
     @property
     def pip_line(self) -> str:
@@ -84,6 +84,13 @@ class Component:
             )
         module, _, attribute = self.target.partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it is part of is absent
+        return False
 
 
 class Registry:
@@ -110,19 +117,21 @@ class Registry:
             ConfigError: unknown kind, malformed target, or a name that is taken (names both plugins).
         """
         if kind not in KINDS:
-            raise ConfigError(f"plugin {self._owner!r}: unknown kind {kind!r}.{suggest(kind, KINDS)} Kinds: {one_of(KINDS)}")
+            raise ConfigError(
+                f"plugin {self._owner!r}: unknown kind {kind!r}.{suggest(kind, KINDS)} Kinds: {one_of(KINDS)}"
+            )
         module, colon, attribute = target.partition(":")
         if not (module and colon and attribute):
-            raise ConfigError(f"plugin {self._owner!r}: target of {kind} {name!r} must be 'module:attribute', got {target!r}")
+            raise ConfigError(
+                f"plugin {self._owner!r}: target of {kind} {name!r} must be 'module:attribute', got {target!r}"
+            )
         taken = self._components.get((kind, name))
         if taken:
             raise ConfigError(
                 f"{kind} {name!r} is offered by two plugins, {taken.plugin!r} and {self._owner!r}; "
                 f"rename one, or leave one out with DDFED_PLUGINS"
             )
-        self._components[kind, name] = Component(
-            kind, name, target, summary, extra, tuple(modules), facts, self._owner
-        )
+        self._components[kind, name] = Component(kind, name, target, summary, extra, tuple(modules), facts, self._owner)
 
     def of_kind(self, *kinds: str) -> list[Component]:
         """Components of these kinds, sorted by name."""
@@ -172,7 +181,9 @@ def manager() -> pluggy.PluginManager:
     if allowed is not None:
         unknown = allowed - {point.name for point in points}
         if unknown:
-            warnings.warn(f"DDFED_PLUGINS names plugins that are not installed: {one_of(sorted(unknown))}", stacklevel=2)
+            warnings.warn(
+                f"DDFED_PLUGINS names plugins that are not installed: {one_of(sorted(unknown))}", stacklevel=2
+            )
     for point in points:
         if allowed is not None and point.name not in allowed | {"core"}:
             continue
@@ -180,13 +191,15 @@ def manager() -> pluggy.PluginManager:
             continue
         try:
             found.register(point.load(), name=point.name)
+            found.check_pending()
         except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
+            if found.has_plugin(point.name):
+                found.unregister(name=point.name)
             warnings.warn(
                 f"plugin {point.name!r} ({point.value}) could not be loaded and is left out: "
                 f"{type(error).__name__}: {error}",
                 stacklevel=2,
             )
-    found.check_pending()
     return found
 
 

@@ -90,7 +90,8 @@ def synthetic_subject(syn: SyntheticSet, name: str, device: torch.device) -> Sub
 
 def random_subject(syn: SyntheticSet, real: RealData, streams: Streams, device: torch.device) -> Subject:
     """Real items of the same number per class, drawn anew for each repeat; hard labels."""
-    budget = torch.bincount(syn.labels.classes, minlength=syn.info.num_classes).tolist()
+    wanted = torch.bincount(syn.labels.classes, minlength=syn.info.num_classes)
+    budget = torch.minimum(wanted, real.class_counts).tolist()
 
     def make(repeat: int) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int, RowLoss]:
         generator = streams.torch("random subset", repeat)
@@ -203,7 +204,8 @@ def evaluate(
     wanted, rows = set(baselines), []
     names = tuple(networks) or (domain.default_network(task.info),)
     for network in names:
-        domain.network(network, task.info)  # a wrong name or size is found before an hour is spent
+        with isolated(0):
+            domain.network(network, task.info)  # a wrong name or size is found before an hour is spent
     for network in names:
         subjects = [(synthetic_subject(syn, name, device), recipe)]
         if "random" in wanted:

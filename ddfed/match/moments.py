@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +45,9 @@ def mean_distance(real: Tensor, syn: Tensor) -> Tensor:
         ConfigError: the shapes differ.
     """
     if real.shape != syn.shape:
-        raise ConfigError(f"real and synthetic means must agree in shape, got {tuple(real.shape)} and {tuple(syn.shape)}")
+        raise ConfigError(
+            f"real and synthetic means must agree in shape, got {tuple(real.shape)} and {tuple(syn.shape)}"
+        )
     return (real - syn).square().sum()
 
 
@@ -55,7 +60,10 @@ def _tap(net: Network, x: Tensor, logits: bool) -> list[Tensor]:
     return [features, net.head(features)] if logits else [features]
 
 
-_compiled = torch.compile(_tap, dynamic=False)
+@cache
+def _compiled_tap() -> Callable[[Network, Tensor, bool], list[Tensor]]:
+    # Made on demand: importing the compiler takes a second. Networks of one structure share the code.
+    return torch.compile(_tap, dynamic=False)
 
 
 class MeanMatching(Objective):
@@ -125,7 +133,7 @@ class MeanMatching(Objective):
         # Every compiled pass has the same number of rows. Code specialised by the history of a process would
         # make results depend on that history, and so would torch's limit on the number of specialisations.
         padded = F.pad(x, [0] * (2 * x.ndim - 1) + [-len(x) % _COMPILED_ROWS])
-        tapped = zip(*(_compiled(net, part, logits) for part in padded.split(_COMPILED_ROWS)))
+        tapped = zip(*(_compiled_tap()(net, part, logits) for part in padded.split(_COMPILED_ROWS)))
         return [torch.cat(parts)[: len(x)] for parts in tapped]
 
     def _chunks(self, j: Judgement) -> list[tuple[int, ...]]:

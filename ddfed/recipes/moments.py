@@ -27,7 +27,11 @@ DM = Recipe(
     },
     presets=(
         Preset({"lr": 10.0}, ("cifar10",), (100, 200, 500, 1000), source="authors' settings"),
-        Preset({"steps": 1000, "lr": 1.0, "objective_options": {"rows": 64}}, ("digits",), source="ours, for minutes on a laptop"),
+        Preset(
+            {"steps": 1000, "lr": 1.0, "objective_options": {"rows": 64}},
+            ("digits",),
+            source="ours, for minutes on a laptop",
+        ),
     ),
     published=(
         Published("mnist", 1, 89.7, None, "E-dsa", _DM),
@@ -77,7 +81,11 @@ IDM = Recipe(
             (10,),
             source="authors' flags",
         ),
-        Preset({"steps": 300, "objective_options": {"rows": 64, "ce_weight": 0.5}}, ("digits",), source="ours, for minutes on a laptop"),
+        Preset(
+            {"steps": 300, "objective_options": {"rows": 64, "ce_weight": 0.5}},
+            ("digits",),
+            source="ours, for minutes on a laptop",
+        ),
     ),
     published=(
         Published("cifar10", 1, 45.6, 0.7, "E-dsa", _IDM),

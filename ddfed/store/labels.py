@@ -51,7 +51,7 @@ def _classes(tensors: dict[str, Tensor], num_classes: int) -> Tensor:
     classes = tensors.get("classes")
     if classes is None or classes.is_floating_point() or classes.ndim != 1:
         raise ArtifactError("labels need the integer tensor 'classes' of shape (items,)")
-    if len(classes) and not (0 <= int(classes.min()) and int(classes.max()) < num_classes):
+    if len(classes) and (int(classes.min()) < 0 or int(classes.max()) >= num_classes):
         raise ArtifactError(f"stored classes leave the range 0 to {num_classes - 1}")
     return classes.to(torch.int64)
 

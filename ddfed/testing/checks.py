@@ -103,7 +103,9 @@ def check_head_of_embed_is_forward(case: DomainCase) -> None:
         net = case.build(name).eval()
         rows = case.rows(3)
         _require(
-            torch.allclose(net(rows), net.head(net.embed(rows)), atol=1e-5), f"{name}: forward must be head(embed)", name
+            torch.allclose(net(rows), net.head(net.embed(rows)), atol=1e-5),
+            f"{name}: forward must be head(embed)",
+            name,
         )
         _require(net.embed(rows).ndim == 2, f"{name}: embed must give (rows, width)", net.embed(rows).shape)
         _require(net(rows).shape == (3, case.task.info.num_classes), f"{name}: logits (rows, classes)", net(rows).shape)
@@ -123,7 +125,9 @@ def check_reset_equals_building_anew(case: DomainCase) -> None:
         with isolated(5):
             reset(net)
         same = all(torch.equal(fresh[k], v) for k, v in net.state_dict().items())
-        _require(same, f"{name}: reset() in place must equal a fresh build; give own parameters reset_parameters()", name)
+        _require(
+            same, f"{name}: reset() in place must equal a fresh build; give own parameters reset_parameters()", name
+        )
 
 
 def check_rows_are_judged_independently(case: DomainCase) -> None:
@@ -191,7 +195,9 @@ def check_default_network_learns(case: DomainCase) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    _require(losses[-1] < losses[0], "fifteen steps on 64 rows must lower the loss", f"{losses[0]:.3f} -> {losses[-1]:.3f}")
+    _require(
+        losses[-1] < losses[0], "fifteen steps on 64 rows must lower the loss", f"{losses[0]:.3f} -> {losses[-1]:.3f}"
+    )
 
 
 def check_unknown_names_suggest_the_near_one(case: DomainCase) -> None:
@@ -270,7 +276,9 @@ class StoreCase:
 def check_decoded_rows_fit_the_task(case: StoreCase) -> None:
     store = case.filled()
     rows, origin = store.decode(torch.arange(3))
-    _require(tuple(rows.shape) == (3 * store.rows_per_item, *store.info.shape), "rows must have the task's shape", rows.shape)
+    _require(
+        tuple(rows.shape) == (3 * store.rows_per_item, *store.info.shape), "rows must have the task's shape", rows.shape
+    )
     counts = torch.bincount(origin, minlength=3).tolist()
     _require(counts == [store.rows_per_item] * 3, "each item must give rows_per_item rows", counts)
 
@@ -338,7 +346,9 @@ class RecipeCase:
 
     def run(self, data: RealData | None = None, **parts: Any) -> SyntheticSet:
         settings = PartSettings(**{**self.parts, **parts})
-        return distill(PlainGate(self.case.task.train if data is None else data), self.case.domain, settings, Streams(0))
+        return distill(
+            PlainGate(self.case.task.train if data is None else data), self.case.domain, settings, Streams(0)
+        )
 
 
 def check_recipe_declares_real_parts(case: RecipeCase) -> None:
@@ -351,7 +361,9 @@ def check_recipe_declares_real_parts(case: RecipeCase) -> None:
         ("protocol", settings.protocol),
     ):
         registry().get(kind, name, f"recipe {case.recipe.name}")
-    _require(bool(case.recipe.citation and case.recipe.title), "a recipe needs a title and a citation", case.recipe.name)
+    _require(
+        bool(case.recipe.citation and case.recipe.title), "a recipe needs a title and a citation", case.recipe.name
+    )
 
 
 def check_recipe_is_reproducible(case: RecipeCase) -> None:

@@ -238,12 +238,15 @@ class Rounds:
         return down, found, {client_of[node]: "no answer before the deadline" for node in left.values()}
 
     def _order(self, client: int) -> wire.Order:
+        federation = self.settings.federation
         return wire.Order(
             client=client,
             method=self.method.name,
             settings=self._client_settings,
             codec=self.settings.federation.codec,
             client_threads=self.settings.federation.client_threads,
+            # Elsewhere a late client is stopped from outside; on Ray it would keep its worker until the run ends.
+            limit_s=(federation.deadline_s or 0.0) if federation.backend == "ray" else 0.0,
         )
 
     def _screen(

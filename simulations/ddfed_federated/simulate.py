@@ -44,6 +44,7 @@ def simulate(
         DataError, ConfigError: before anything is started.
         FederationError: no round of the main method had a valid release.
     """
+    keep_memory()
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
     partition = load_partition(settings)

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from ddfed import central
 from ddfed.data import Task
+from ddfed.devices import keep_memory
 from ddfed.devices import resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError
@@ -80,6 +81,7 @@ def answer(
     Raises:
         DdfedError: whatever is wrong with the client's data or settings; the server goes on without it.
     """
+    keep_memory()
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)

@@ -30,7 +30,9 @@ STORED = Path(__file__).parent / "data"
 def whitened_space() -> Space:
     generator = torch.Generator().manual_seed(0)
     matrix = 2 * torch.eye(32) + 0.1 * torch.randn(32, 32, generator=generator)
-    return Space((0.5, 0.5), (0.25, 0.25), whitening="test", tensors={"center": torch.full((32,), 0.1), "matrix": matrix})
+    return Space(
+        (0.5, 0.5), (0.25, 0.25), whitening="test", tensors={"center": torch.full((32,), 0.1), "matrix": matrix}
+    )
 
 
 def whitened_set() -> SyntheticSet:
@@ -40,7 +42,9 @@ def whitened_set() -> SyntheticSet:
     store.fill(torch.rand(3, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1)))
     labels = LogitLabels(torch.tensor([0, 2, 2]), 3, strength=2.0)
     event = {"mechanism": "none", "query": "q", "scope": "dataset", "unit": "record", "parameters": {}, "count": 3}
-    return SyntheticSet(info, store, labels, "E-dc", {"recipe": "by hand", "seed": 4}, {"statement": "None.", "events": [event]})
+    return SyntheticSet(
+        info, store, labels, "E-dc", {"recipe": "by hand", "seed": 4}, {"statement": "None.", "events": [event]}
+    )
 
 
 def distilled(**parts: Any) -> SyntheticSet:
@@ -259,7 +263,7 @@ def test_the_stored_sample_of_schema_1_reads_as_it_was_written():
     assert syn.privacy["events"][0]["count"] == 3
     rows, targets = syn.decoded()
     assert rows.shape == (12, 2, 4, 4) and targets[4].tolist() == [0.0, 0.0, 2.0]
-    assert SAMPLE_HASH == syn.content_hash
+    assert syn.content_hash == SAMPLE_HASH
     assert float(rows.double().sum()) == pytest.approx(SAMPLE_SUM, rel=1e-5)
     assert float(syn.natural()[0].double().mean()) == pytest.approx(SAMPLE_NATURAL_MEAN, rel=1e-5)
     assert rows[0, 0, 0].tolist() == pytest.approx(SAMPLE_FIRST, rel=1e-5)

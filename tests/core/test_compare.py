@@ -13,7 +13,14 @@ from ddfed.compare import COLUMNS, compared
 
 def central(seed: int, accuracies: tuple[float, ...], ipc: int = 10, **settings: Any) -> dict[str, Any]:
     rows = [
-        {"subject": s, "network": "convnet", "protocol": "E-dc", "accuracies": a, "mean": statistics.fmean(a), "items": 100}
+        {
+            "subject": s,
+            "network": "convnet",
+            "protocol": "E-dc",
+            "accuracies": a,
+            "mean": statistics.fmean(a),
+            "items": 100,
+        }
         for s, a in (("dm", accuracies), ("random", (0.3, 0.3)))
     ]
     return {
@@ -24,7 +31,12 @@ def central(seed: int, accuracies: tuple[float, ...], ipc: int = 10, **settings:
 
 def federated(seed: int, feddm: list[float]) -> dict[str, Any]:
     def method(rounds: list[float]) -> dict[str, Any]:
-        return {"accuracy": rounds[-1], "rows": [{"accuracy": a} for a in rounds], "bytes_up": 1_500_000, "bytes_down": 500_000}
+        return {
+            "accuracy": rounds[-1],
+            "rows": [{"accuracy": a} for a in rounds],
+            "bytes_up": 1_500_000,
+            "bytes_down": 500_000,
+        }
 
     return {
         "kind": "federated", "seed": seed, "task": {"dataset": "digits"},
@@ -40,7 +52,12 @@ def test_one_central_run_spreads_over_its_networks():
     lines = compared([central(0, (0.8, 0.9, 0.7))]).lines
     assert [line.method for line in lines] == ["dm · convnet · E-dc", "random · convnet · E-dc"]
     assert (lines[0].mean, lines[0].std) == (pytest.approx(0.8), pytest.approx(0.1))
-    assert (lines[0].over, lines[0].seeds, lines[0].cost, lines[0].run) == ("networks", (0,), "100 items", "digits, ipc 10")
+    assert (lines[0].over, lines[0].seeds, lines[0].cost, lines[0].run) == (
+        "networks",
+        (0,),
+        "100 items",
+        "digits, ipc 10",
+    )
 
 
 def test_several_seeds_spread_over_the_means_of_the_runs():

@@ -14,7 +14,9 @@ INFO = TASK.info
 
 
 def some(labels: list[int]) -> RealData:
-    return RealData(torch.arange(len(labels) * 32, dtype=torch.uint8).view(-1, 2, 4, 4), torch.tensor(labels), INFO, 1 / 255)
+    return RealData(
+        torch.arange(len(labels) * 32, dtype=torch.uint8).view(-1, 2, 4, 4), torch.tensor(labels), INFO, 1 / 255
+    )
 
 
 def test_the_class_index_holds_every_row_once_and_in_order():
@@ -40,8 +42,9 @@ def test_a_subset_keeps_the_order_asked_for_and_may_be_empty():
     assert nothing.content_hash != data.content_hash
 
 
-@pytest.mark.parametrize(("inputs", "labels", "words"), [(2, [0], "2 inputs but 1 labels"), (2, [0, 3], "from 0 to 3"),
-                                                         (1, [-1], "from -1")])
+@pytest.mark.parametrize(
+    ("inputs", "labels", "words"), [(2, [0], "2 inputs but 1 labels"), (2, [0, 3], "from 0 to 3"), (1, [-1], "from -1")]
+)
 def test_rows_that_do_not_fit_the_task_are_refused(inputs: int, labels: list[int], words: str):
     with pytest.raises(DataError, match=words):
         RealData(torch.zeros(inputs, 2, 4, 4), torch.tensor(labels), INFO)

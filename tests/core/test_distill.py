@@ -58,7 +58,8 @@ def made(data: RealData = TASK.train, seed: int = 0, gate: PlainGate | None = No
 
 CASES: dict[str, dict[str, Any]] = {
     "dm, R": {"augment": "shift"},
-    "dm, RS": {"pool": "RS", "pool_options": {"length": 4, "epochs": 2, "batch": 4, "momentum": 0.5}, "augment": "shift"},
+    "dm, RS": {"pool": "RS", "pool_options": {"length": 4, "epochs": 2, "batch": 4, "momentum": 0.5},
+               "augment": "shift"},
     "dm, RT": {"pool": "RT", "pool_options": {"length": 4, "steps": 2, "batch": 16}},
     "idm, Q": IDM,
     "averaged": {"ema": 0.7},
@@ -135,7 +136,9 @@ def test_observers_see_every_step_as_plain_numbers(watcher: Watcher):
     made(scope_name="client 3, round 2")
     assert [(e.scope, e.step, e.steps) for e in watcher.events] == [("client 3, round 2", i, 6) for i in range(1, 7)]
     for event in watcher.events:
-        assert type(event.step) is int and all(type(v) is float for v in event.values.values()) and "loss" in event.values
+        assert (
+            type(event.step) is int and all(type(v) is float for v in event.values.values()) and "loss" in event.values
+        )
 
 
 def test_an_exception_of_an_observer_stops_the_run():
@@ -258,7 +261,9 @@ def test_the_outer_step_is_sgd_with_momentum_on_the_decoded_cotangent(watcher: W
 
 def test_learned_labels_move_only_when_a_term_looks_at_them():
     still = made(labels="logits")
-    assert torch.equal(still.labels.targets(torch.arange(6)), made(labels="logits", steps=0).labels.targets(torch.arange(6)))
+    assert torch.equal(
+        still.labels.targets(torch.arange(6)), made(labels="logits", steps=0).labels.targets(torch.arange(6))
+    )
     moved = made(**CASES["learned logits"])
     assert not torch.equal(moved.labels.targets(torch.arange(6)), still.labels.targets(torch.arange(6)))
 

@@ -48,7 +48,7 @@ def test_e_dc_is_300_epochs_with_one_fall_at_151():
 
 
 def test_e_dsa_is_e_dc_for_1000_epochs_with_dsa():
-    assert E_DSA == replace(E_DC, name="E-dsa", epochs=1000, augment="dsa", augment_for={})
+    assert replace(E_DC, name="E-dsa", epochs=1000, augment="dsa", augment_for={}) == E_DSA
 
 
 def test_e_idc_falls_twice_keeps_momentum_and_mixes_half_of_the_batches():
@@ -97,7 +97,7 @@ def test_momentum_is_lost_at_a_fall_exactly_when_the_optimiser_is_rebuilt(rebuil
         speed = 0.9 * speed + 1.0
         weight -= lr * speed
     net = train(Slope(), one_row, 1, itself, protocol, None, Streams(0))
-    assert float(net.weight) == pytest.approx(weight, rel=1e-5)
+    assert float(net.weight.detach()) == pytest.approx(weight, rel=1e-5)
 
 
 def test_weight_decay_is_on_all_parameters():
@@ -105,7 +105,7 @@ def test_weight_decay_is_on_all_parameters():
     with torch.no_grad():
         net.weight.fill_(2.0)
     train(net, one_row, 1, itself, Protocol("p", 1, lr=0.1, momentum=0.0, weight_decay=0.5), None, Streams(0))
-    assert float(net.weight) == pytest.approx(2.0 - 0.1 * (1 + 0.5 * 2.0))
+    assert float(net.weight.detach()) == pytest.approx(2.0 - 0.1 * (1 + 0.5 * 2.0))
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 4), (3, 256), (8, 8)])
@@ -152,7 +152,7 @@ def test_training_repeats_itself_and_leaves_the_global_generator_alone():
 def test_nothing_to_train_on_and_divergence_are_said():
     with pytest.raises(DataError, match="the set has no rows"):
         train(Slope(), one_row, 0, itself, Protocol("p", 1), None, Streams(0))
-    with pytest.raises(DivergedError, match="in epoch 3 of p at lr 1e[+]30"):
+    with pytest.raises(DivergedError, match="in epoch 2 of p at lr 1e[+]30"):
         train(Slope(), one_row, 1, lambda z, y: z[:, 0] ** 2 + z[:, 0], Protocol("p", 9, lr=1e30), None, Streams(0))
 
 
@@ -167,7 +167,8 @@ def test_the_share_that_cutmix_reports_is_the_area_that_stays(axes: tuple[int, .
         assert float(mixed[1].mean()) == pytest.approx(kept, abs=1e-6)
         assert torch.equal(mixed[0], 1 - mixed[1])
         shares.append(kept)
-    assert min(shares) >= 0 and max(shares) <= 1 and len(set(shares)) > 2
+    assert min(shares) >= 0 and max(shares) <= 1
+    assert len(set(shares)) > 2 or 1 in [shape[a] for a in axes]  # a length of 1 holds no box
 
 
 def test_cutmix_cuts_one_box_through_all_channels():
@@ -223,7 +224,9 @@ def test_the_table_has_the_set_random_items_and_full_data_per_network():
         made(), TASK, TwinDomain(), name="dm", networks=("small", "wide"), epochs=4, repeats=2,
         report=lambda *words: told.append(words),
     )  # fmt: skip
-    assert [(r.subject, r.network) for r in table] == [(s, n) for n in ("small", "wide") for s in ("dm", "random", "full data")]
+    assert [(r.subject, r.network) for r in table] == [
+        (s, n) for n in ("small", "wide") for s in ("dm", "random", "full data")
+    ]
     assert {r.protocol for r in table} == {"E-dc (4 epochs)"} and all(len(r.accuracies) == 2 for r in table)
     assert [r.items for r in table[:3]] == [6, 6, 120]
     assert told[0] == ("dm small 1/2", 1, 4) and told[-1][0] == "full data wide 2/2"
@@ -312,7 +315,11 @@ def test_a_set_whitened_by_another_matrix_is_refused():
     def whitened(scale: float) -> Task:
         tensors = {"center": torch.zeros(32), "matrix": scale * torch.eye(32)}
         info = replace(TASK.info, space=Space(whitening="test", tensors=tensors))
-        return Task(info, RealData(TASK.train.inputs, TASK.train.labels, info), RealData(TASK.test.inputs, TASK.test.labels, info))
+        return Task(
+            info,
+            RealData(TASK.train.inputs, TASK.train.labels, info),
+            RealData(TASK.test.inputs, TASK.test.labels, info),
+        )
 
     task = whitened(1.0)
     syn = SyntheticSet(task.info, Pixels(task.info, 1), HardLabels(torch.tensor([0]), 3), "E-dc")

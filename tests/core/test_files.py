@@ -36,9 +36,17 @@ def same(one: Any, two: Any) -> bool:
     return type(one) is type(two) and one == two
 
 
-LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.text("ab.", max_size=3) | st.builds(torch.tensor, st.integers(-9, 9))
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.text("ab.", max_size=3)
+    | st.builds(torch.tensor, st.integers(-9, 9))
+)
 KEYS = st.sampled_from(["a", "b", "a.b", "tensor", "map", "0", "a.0"]) | st.integers(0, 2)
-TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8)
+TREES = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
 
 
 @given(TREES)

@@ -158,7 +158,10 @@ def test_the_ledger_counts_every_question():
         gate.sums(Query("means", (0,), rows=2), flat, generator())
     weight = torch.ones(1, requires_grad=True)
     gate.gradient(Query("slope", (0,)), [weight], lambda b: b.inputs.flatten(1).sum(1) * weight, generator())
-    assert gate.ledger.counts == {PrivacyEvent("none", "means", "client 3"): 3, PrivacyEvent("none", "slope", "client 3"): 1}
+    assert gate.ledger.counts == {
+        PrivacyEvent("none", "means", "client 3"): 3,
+        PrivacyEvent("none", "slope", "client 3"): 1,
+    }
     assert "without noise" in gate.ledger.statement()
     assert gate.raw("a look") is DATA
     assert gate.ledger.counts[PrivacyEvent("raw", "a look", "client 3")] == 1

@@ -75,7 +75,11 @@ def by_hand(j: Judgement, logits: bool = False, ce_weight: float = 0.0) -> tuple
     assert isinstance(j.gate, Remembering)
     total = torch.zeros((), dtype=torch.float64)
     for c in j.classes:
-        real = [values(j.gate.data.batch(r[None]).inputs[0].double(), c)[0] for r in j.gate.drawn if j.gate.data.labels[r] == c]
+        real = [
+            values(j.gate.data.batch(r[None]).inputs[0].double(), c)[0]
+            for r in j.gate.drawn
+            if j.gate.data.labels[r] == c
+        ]
         mine = [i for i in range(len(x)) if j.row_class[i] == c]
         syn = [values(x[i], c) for i in mine]
         gap = sum(real) / len(real) - sum(s for s, _ in syn) / len(syn)
@@ -126,7 +130,13 @@ def test_joint_equals_the_sum_over_classes(options: dict[str, Any]):
         whole = judgement(skill=30.0)
         rows = torch.nonzero(whole.row_class == c).flatten()
         one = MeanMatching(rows=None, **options)(
-            judgement((c,), skill=30.0, x=whole.x.detach()[rows].requires_grad_(), y=whole.y[rows], row_class=whole.row_class[rows])
+            judgement(
+                (c,),
+                skill=30.0,
+                x=whole.x.detach()[rows].requires_grad_(),
+                y=whole.y[rows],
+                row_class=whole.row_class[rows],
+            )
         )
         total += one.loss
         grad[rows] = one.x

@@ -15,7 +15,16 @@ from ddfed.domain import Network
 from ddfed.errors import ConfigError
 from ddfed.files import read_state, write_state
 from ddfed.gate import PlainGate
-from ddfed.pool import BallPool, ExactPool, ModelPool, PoolContext, QueuePool, RandomPool, RealTrainedPool, SynTrainedPool
+from ddfed.pool import (
+    BallPool,
+    ExactPool,
+    ModelPool,
+    PoolContext,
+    QueuePool,
+    RandomPool,
+    RealTrainedPool,
+    SynTrainedPool,
+)
 from ddfed.seeds import Streams
 from ddfed.store import HardLabels
 from ddfed.testing import TwinDomain, twin_task
@@ -102,10 +111,14 @@ def test_drawn_networks_are_frozen():
 def test_the_ball_draws_at_distance_rho(rho: float):
     center = context(norm=True).fresh("w").state_dict()
     pool = BallPool(context(center, norm=True), rho=rho)
-    middle = nn.utils.parameters_to_vector([center[n] for n, _ in context(norm=True).fresh(0).named_parameters()]).double()
+    middle = nn.utils.parameters_to_vector(
+        [center[n] for n, _ in context(norm=True).fresh(0).named_parameters()]
+    ).double()
     assert middle.numel() ** 0.5 > rho
     for step in range(5):
-        assert float((weights(pool.draw(step)).double() - middle).norm()) == pytest.approx(rho, rel=1e-5 if rho > 0.1 else 1e-3)
+        assert float((weights(pool.draw(step)).double() - middle).norm()) == pytest.approx(
+            rho, rel=1e-5 if rho > 0.1 else 1e-3
+        )
 
 
 def test_the_ball_of_radius_zero_gives_the_centre_itself():
@@ -236,7 +249,7 @@ def test_the_queue_grows_drops_the_oldest_and_reports_skill_in_percent():
         skills.append(pool.skill)
         advance(pool, step)
     assert sizes == [2, 2, 3, 3, 3, 3, 3, 3, 3] and pool.state()["born"] == 6
-    assert 0.0 <= min(skills) and max(skills) <= 100.0 and max(skills) > 1.0
+    assert min(skills) >= 0.0 and max(skills) <= 100.0 and max(skills) > 1.0
 
 
 def test_training_on_real_rows_equals_a_step_of_plain_sgd():

@@ -72,7 +72,9 @@ def test_herding_follows_the_mean_greedily():
 def test_herding_approaches_the_mean_faster_than_chance():
     features = points(200)
     gap = (features[choose_herding(features, 10, generator())].mean(0) - features.mean(0)).norm()
-    chance = [(features[choose_random(features, 10, generator(s))].mean(0) - features.mean(0)).norm() for s in range(20)]
+    chance = [
+        (features[choose_random(features, 10, generator(s))].mean(0) - features.mean(0)).norm() for s in range(20)
+    ]
     assert float(gap) < 0.3 * float(torch.stack(chance).mean())
 
 
@@ -80,7 +82,9 @@ def test_kcenter_starts_at_the_middle_and_goes_where_it_is_farthest():
     features = points(15)
     chosen = [min(range(15), key=lambda i: float((features[i] - features.mean(0)).norm()))]
     while len(chosen) < 6:
-        reach = {i: min(float((features[i] - features[j]).norm()) for j in chosen) for i in range(15) if i not in chosen}
+        reach = {
+            i: min(float((features[i] - features[j]).norm()) for j in chosen) for i in range(15) if i not in chosen
+        }
         chosen.append(max(reach, key=reach.__getitem__))
     assert choose_kcenter(features, 6, generator()).tolist() == chosen
 
@@ -128,7 +132,9 @@ def test_a_trained_selector_trains_through_the_gate_and_a_random_one_asks_nothin
 
 
 def test_a_budget_larger_than_the_class_says_what_to_lower():
-    data = TASK.train.subset(torch.cat([TASK.train.class_index[0], TASK.train.class_index[1][:3], TASK.train.class_index[2][:5]]))
+    data = TASK.train.subset(
+        torch.cat([TASK.train.class_index[0], TASK.train.class_index[1][:3], TASK.train.class_index[2][:5]])
+    )
     with pytest.raises(BudgetError, match="6 real items.*'blob 1' has 3. Lower ipc to 3"):
         select_rows(data, RANDOM, 6, context(data), top_up=False)
 

@@ -14,7 +14,9 @@ from ddfed.space import Space
 def whitened(size: int = 18, mean: tuple[float, ...] = (), std: tuple[float, ...] = ()) -> Space:
     generator = torch.Generator().manual_seed(0)
     matrix = torch.eye(size) * 3 + 0.1 * torch.randn(size, size, generator=generator)
-    return Space(mean, std, whitening="test", tensors={"center": torch.rand(size, generator=generator), "matrix": matrix})
+    return Space(
+        mean, std, whitening="test", tensors={"center": torch.rand(size, generator=generator), "matrix": matrix}
+    )
 
 
 SPACES = {

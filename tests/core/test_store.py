@@ -76,7 +76,9 @@ def test_upsampling_equals_bilinear_interpolation(shape: tuple[int, ...], factor
     rows, _ = store.decode(torch.arange(2))
     h, w = shape[1] // factor, shape[2] // factor
     cells = [x[:, :, i * h : (i + 1) * h, j * w : (j + 1) * w] for i in range(factor) for j in range(factor)]
-    want = torch.stack([F.interpolate(c, shape[1:], mode="bilinear", align_corners=False) for c in cells], 1).flatten(0, 1)
+    want = torch.stack([F.interpolate(c, shape[1:], mode="bilinear", align_corners=False) for c in cells], 1).flatten(
+        0, 1
+    )
     assert torch.allclose(rows, want, atol=1e-5)
 
 
