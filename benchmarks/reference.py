@@ -22,10 +22,10 @@ Siamese = Callable[[Tensor, int], Tensor]
 class ReferenceNet(nn.Module):
     """ConvNet-3-128 as the dataset condensation code writes it."""
 
-    def __init__(self, channels: int = 3, classes: int = 10, width: int = 128, depth: int = 3, side: int = 32) -> None:
+    def __init__(self, channels: int = 3, classes: int = 10, width: int = 128, side: int = 32) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for number in range(depth):
+        for number in range(3):
             layers += [
                 nn.Conv2d(channels if number == 0 else width, width, kernel_size=3, padding=1),
                 nn.GroupNorm(width, width, affine=True),
@@ -33,7 +33,7 @@ class ReferenceNet(nn.Module):
                 nn.AvgPool2d(kernel_size=2, stride=2),
             ]
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(width * (side >> depth) ** 2, classes)
+        self.classifier = nn.Linear(width * (side // 8) ** 2, classes)
 
     def embed(self, x: Tensor) -> Tensor:
         out = self.features(x)
@@ -135,6 +135,7 @@ def dsa(x: Tensor, op: str, u: Sequence[float]) -> Tensor:
         theta = torch.diag(torch.tensor([low + (high - low) * u[0], low + (high - low) * u[1]]))
     else:
         angle = torch.tensor((u[0] - 0.5) * 2 * 15 / 180 * torch.pi)
-        theta = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
+        cos, sin = angle.cos(), angle.sin()
+        theta = torch.stack([torch.stack([cos, -sin]), torch.stack([sin, cos])])
     theta = torch.cat([theta, torch.zeros(2, 1)], dim=1).expand(rows, 2, 3)
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from ddfed.artifact import SyntheticSet
 from ddfed.data import Task
+from ddfed.devices import keep_memory
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError, FederationError
 from ddfed.ledger import Ledger, PrivacyEvent

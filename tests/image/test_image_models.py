@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ddfed_image.models import MODELS, ConvNet
+from ddfed_image.models import MODELS, ConvNet, _halved
 from torch import nn
 
 from ddfed.domain import reset
@@ -124,3 +124,20 @@ def test_second_derivative_of_a_gradient_matching_loss_is_exact(task_info):
         return sum((g**2).sum() for g in torch.autograd.grad(loss, list(net.parameters()), create_graph=True))
 
     assert torch.autograd.gradcheck(distance, x.requires_grad_())
+
+
+@pytest.mark.parametrize("shape", [(3, 128, 32, 32), (2, 50, 6, 10), (2, 7, 2, 2), (2, 5, 7, 9), (2, 3, 64, 64), (0, 4, 8, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pooling_by_a_product_equals_average_pooling(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    pooled, wanted = _halved(x), nn.functional.avg_pool2d(x.float(), 2).to(dtype)
+    assert pooled.shape == wanted.shape and pooled.dtype == dtype
+    torch.testing.assert_close(pooled, wanted)
+
+
+@pytest.mark.parametrize("norm", ["in", "bn", "none"])
+def test_the_second_derivative_of_a_convnet_is_exact(domain, task_info, norm):
+    net = domain.network(f"convnet-d2-w4-{norm}", task_info((1, 8, 8))).double().eval().requires_grad_(False)
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(net, x)
+    assert torch.autograd.gradgradcheck(net, x)
