@@ -126,7 +126,9 @@ def test_second_derivative_of_a_gradient_matching_loss_is_exact(task_info):
     assert torch.autograd.gradcheck(distance, x.requires_grad_())
 
 
-@pytest.mark.parametrize("shape", [(3, 128, 32, 32), (2, 50, 6, 10), (2, 7, 2, 2), (2, 5, 7, 9), (2, 3, 64, 64), (0, 4, 8, 8)])
+@pytest.mark.parametrize(
+    "shape", [(3, 128, 32, 32), (2, 50, 6, 10), (2, 7, 2, 2), (2, 5, 7, 9), (2, 3, 64, 64), (0, 4, 8, 8)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_by_a_product_equals_average_pooling(shape, dtype):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
@@ -138,6 +140,7 @@ def test_pooling_by_a_product_equals_average_pooling(shape, dtype):
 @pytest.mark.parametrize("norm", ["in", "bn", "none"])
 def test_the_second_derivative_of_a_convnet_is_exact(domain, task_info, norm):
     net = domain.network(f"convnet-d2-w4-{norm}", task_info((1, 8, 8))).double().eval().requires_grad_(False)
-    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(net, x)
     assert torch.autograd.gradgradcheck(net, x)
