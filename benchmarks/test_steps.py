@@ -69,9 +69,7 @@ class Ours:
         self.parts = PartSettings(ipc=IPC, network="convnet", **METHODS[method], **VARIANTS[variant])
         self.gate = PlainGate(DATA, chunk=self.parts.chunk)
         center = center_net().state_dict()
-        self.kit = _assemble(
-            self.gate, ImageDomain(), self.parts, STREAMS, None, center, None, torch.device("cpu")
-        )
+        self.kit = _assemble(self.gate, ImageDomain(), self.parts, STREAMS, None, center, None, torch.device("cpu"))
         self.steps = 0
 
     @property
@@ -109,9 +107,7 @@ class Naive:
         def siamese(images: torch.Tensor, c: int) -> torch.Tensor:
             return reference.dsa(images, ops[c], numbers[c])
 
-        return reference.matching_step(
-            net, self.real, self.pixels, self.optimizer, logits=False, siamese=siamese
-        )
+        return reference.matching_step(net, self.real, self.pixels, self.optimizer, logits=False, siamese=siamese)
 
 
 def center_net() -> torch.nn.Module:
@@ -128,9 +124,7 @@ def assert_equal(ours: Ours, naive: Naive, bf16: bool) -> None:
     assert float((gradient - wanted).norm() / wanted.norm()) < GRADIENT[bf16]
 
 
-def against(
-    benchmark, table: list, name: str, ours: Callable[[], object], naive: Callable[[], object]
-) -> None:
+def against(benchmark, table: list, name: str, ours: Callable[[], object], naive: Callable[[], object]) -> None:
     """Time both in turn; the reference runs where pytest-benchmark allows for a set-up."""
     seconds: list[float] = []
 

@@ -146,9 +146,7 @@ def _summary(
     device: torch.device,
 ) -> dict[str, Any]:
     recipe = registry().load("recipe", settings.method)
-    published = [
-        vars(p) for p in recipe.published if (p.dataset, p.ipc) == (task.info.dataset, settings.distill.ipc)
-    ]
+    published = [vars(p) for p in recipe.published if (p.dataset, p.ipc) == (task.info.dataset, settings.distill.ipc)]
     return {
         "kind": "central",
         "status": "finished",

@@ -94,15 +94,11 @@ def read_toml(path: Path) -> Layer:
     except OSError as error:
         raise ConfigError(f"cannot read settings file {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"settings file {path} is not UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
+        raise ConfigError(f"settings file {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
         return Layer(str(path), tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"settings file {path} is not valid TOML: {error}{_quoted_line(text, str(error))}"
-        ) from None
+        raise ConfigError(f"settings file {path} is not valid TOML: {error}{_quoted_line(text, str(error))}") from None
 
 
 def parse_set(text: str) -> dict[str, Any]:
@@ -121,9 +117,7 @@ def parse_set(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
-        raise ConfigError(
-            f"--set wants KEY=VALUE with a dotted key, got {text!r}. Example: --set distill.steps=100"
-        )
+        raise ConfigError(f"--set wants KEY=VALUE with a dotted key, got {text!r}. Example: --set distill.steps=100")
     nested: Any = _parse_value(value.strip())
     for part in reversed(key.split(".")):
         nested = {part: nested}
@@ -309,9 +303,7 @@ def _without_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[st
     return out
 
 
-def _merge(
-    base: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], path: str = ""
-) -> None:
+def _merge(base: dict[str, Any], new: Mapping[str, Any], origin: str, origins: dict[str, str], path: str = "") -> None:
     for name, value in new.items():
         key = f"{path}{name}"
         if isinstance(value, Mapping) and value:
@@ -413,11 +405,7 @@ def _explain_key(key: str, errors: Sequence[Mapping[str, Any]], origins: Mapping
     if not wanted:
         return f"setting {key!r} = {given!r} (from {origin}): {first['msg']}"
     expected = " or ".join(dict.fromkeys(wanted))
-    return (
-        f"setting {key!r} must be {expected}; got {given!r} (from {origin}).{_nearest(given, errors)}".rstrip(
-            "."
-        )
-    )
+    return f"setting {key!r} must be {expected}; got {given!r} (from {origin}).{_nearest(given, errors)}".rstrip(".")
 
 
 def _nearest(given: Any, errors: Sequence[Mapping[str, Any]]) -> str:

@@ -1,6 +1,6 @@
 """THE LOOP. Every method is a choice of parts for it; none has a loop of its own.
 
-    store -> decode -> label -> augment -> objective(pool, real rows) -> cotangent -> outer step
+store -> decode -> label -> augment -> objective(pool, real rows) -> cotangent -> outer step
 """
 
 from __future__ import annotations

@@ -72,9 +72,7 @@ class Progress:
         self._stream = stream if stream is not None else sys.stderr
         self._face: _Face = _Silent()
         if enabled:
-            self._face = (
-                _Bars(self._stream) if is_terminal(self._stream) else _Lines(self._stream, interval_s)
-            )
+            self._face = _Bars(self._stream) if is_terminal(self._stream) else _Lines(self._stream, interval_s)
 
     def __enter__(self) -> Progress:
         self._face.start()

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from ddfed.config import Layer, to_toml
 from ddfed.runs import RunFolder
-
 from ddfed_federated.settings import resolve_simulate
 from ddfed_federated.simulate import simulate
 

@@ -190,9 +190,7 @@ def _close_stdout() -> None:
         os.dup2(nothing.fileno(), 1)
 
 
-@click.group(
-    cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
+@click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ddfed")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error; also after a command.")
 def cli(debug: bool) -> None:

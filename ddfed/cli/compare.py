@@ -24,7 +24,9 @@ def compare(runs: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
     from ddfed.report.pages import compare_page
     from ddfed.runs import RunFolder
 
-    summaries = [RunFolder.open(path).summary() for path in runs]
+    # A run named twice (two patterns that overlap) is not two seeds.
+    unique = {path.resolve(): path for path in runs}.values()
+    summaries = [RunFolder.open(path).summary() for path in unique]
     found = compared(summaries)
     if html is not None:
         compare_page(summaries, found.cells(), COLUMNS, found.figures()).save(html)

@@ -121,9 +121,7 @@ def show_plugin(name: str, as_json: bool) -> None:
     if name not in points:
         raise _unknown("plugin", name, points)
     row = _plugin(points[name])
-    offered = sorted(
-        (c for c in registry() if c.plugin == name), key=lambda c: (list(KINDS).index(c.kind), c.name)
-    )
+    offered = sorted((c for c in registry() if c.plugin == name), key=lambda c: (list(KINDS).index(c.kind), c.name))
     row["components"] = [{"kind": c.kind, "name": c.name, "summary": c.summary} for c in offered]
 
     def human() -> None:
@@ -254,6 +252,4 @@ def _named(what: str, name: str, *kinds: str) -> list[Component]:
 
 
 def _unknown(what: str, name: str, options: Iterable[str]) -> UnknownNameError:
-    return UnknownNameError(
-        f"unknown {what} {name!r}.{suggest(name, options)} `ddfed {what}s list` shows them all."
-    )
+    return UnknownNameError(f"unknown {what} {name!r}.{suggest(name, options)} `ddfed {what}s list` shows them all.")

@@ -42,7 +42,9 @@ def _shown(card: dict[str, Any]) -> dict[str, Any]:
         "labels": f"{card['labels']['name']} ({card['labels']['loss']})",
         "space": card["space"]["kind"],
         "evaluation recipe": card["protocol"],
-        "made by": f"{provenance.get('recipe', 'unknown')}, seed {provenance.get('seed', 'unknown')}, ddfed {card['ddfed']}",
+        "made by": ", ".join(
+            [provenance.get("recipe", "unknown"), f"seed {provenance.get('seed', 'unknown')}", f"ddfed {card['ddfed']}"]
+        ),
         "federated": provenance.get("federated", {}).get("round") and f"round {provenance['federated']['round']}",
         "privacy": card["privacy"]["statement"],
         "licence of the data": card["licence"],

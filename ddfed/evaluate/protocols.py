@@ -55,8 +55,8 @@ class Protocol:
         return replace(self, epochs=epochs, name=f"{self.name} ({epochs} epochs)")
 
     def drop_epochs(self) -> dict[int, float]:
-        """0-based epoch -> factor. E/2 + 1 counted from 0, as the published loop does."""
-        return {int(self.epochs * fraction) + 1: factor for fraction, factor in self.drops}
+        """0-based epoch -> factor: the DC line falls one epoch later than the fraction says (E/2 + 1), IDC does not."""
+        return {int(self.epochs * fraction) + self.rebuilt: factor for fraction, factor in self.drops}
 
 
 E_DC = Protocol(name="E-dc", epochs=300, augment_for={"mnist": ("dc-eval", 1000)})

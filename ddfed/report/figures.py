@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Series = (
-    tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[float] | None]
-)
+Series = tuple[Sequence[float], Sequence[float]] | tuple[Sequence[float], Sequence[float], Sequence[float] | None]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#9A8700")
 _STYLES = ("-", "--", "-.", ":")
@@ -142,15 +140,11 @@ def bars(
         for row, (name, (mean, spread)) in enumerate(values.items()):
             known = mean if math.isfinite(mean) else 0.0
             error = spread if spread is not None and math.isfinite(spread) else 0.0
-            axes.barh(
-                row, known, height=0.62, color=PALETTE[0], alpha=1.0 if highlight in (None, name) else 0.45
-            )
+            axes.barh(row, known, height=0.62, color=PALETTE[0], alpha=1.0 if highlight in (None, name) else 0.45)
             if error:
                 axes.errorbar(known, row, xerr=error, color=_INK, linewidth=1.2, capsize=3)
             label = (
-                "not finite"
-                if known != mean
-                else f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
+                "not finite" if known != mean else f"{mean:.{digits}f}" + (f" ± {error:.{digits}f}" if error else "")
             )
             end = max(known + error, 0.0)
             # In a column of their own, where no reference line crosses them.
@@ -168,9 +162,7 @@ def bars(
             ends.append(place)
         axes.set_yticks(range(len(values)), [shorten(n, 44, placeholder=" ...") for n in values])
         axes.set_ylim(len(values) - 0.4, -0.6)
-        axes.set_xlim(
-            min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.03 or 1
-        )
+        axes.set_xlim(min(0.0, *(m for m, _ in values.values() if math.isfinite(m)), 0.0), max(ends) * 1.03 or 1)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         if not values:

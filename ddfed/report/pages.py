@@ -21,7 +21,16 @@ def percent(mean: float, std: float | None = None) -> str:
 def evaluation_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Cells of the evaluation table."""
     return [
-        [r["subject"], r["network"], r["protocol"], r["items"], percent(r["mean"], r["std"]), len(r["accuracies"]), r["seconds"], r["note"]]
+        [
+            r["subject"],
+            r["network"],
+            r["protocol"],
+            r["items"],
+            percent(r["mean"], r["std"]),
+            len(r["accuracies"]),
+            r["seconds"],
+            r["note"],
+        ]
         for r in rows
     ]
 
@@ -49,11 +58,17 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
     page.section("Result")
     main = rows[0]
     page.text(
-        f"Trained on {main['items']} synthetic items, fresh {main['network']} networks reach {percent(main['mean'], main['std'])} % "
-        f"on {task['test']} test rows ({main['protocol']}, {len(main['accuracies'])} networks, last epoch, one distillation with "
-        f"seed {summary['seed']}; ± is the population deviation over networks)."
+        f"Trained on {main['items']} synthetic items, fresh {main['network']} networks reach "
+        f"{percent(main['mean'], main['std'])} % on {task['test']} test rows ({main['protocol']}, "
+        f"{len(main['accuracies'])} networks, last epoch, one distillation with seed {summary['seed']}; "
+        f"± is the population deviation over networks)."
     )
-    page.table(EVALUATION_COLUMNS, evaluation_rows(rows), "Under one recipe", highlight=[i for i, r in enumerate(rows) if r["subject"] == summary["method"]])
+    page.table(
+        EVALUATION_COLUMNS,
+        evaluation_rows(rows),
+        "Under one recipe",
+        highlight=[i for i, r in enumerate(rows) if r["subject"] == summary["method"]],
+    )
     page.svg(
         bars(
             {f"{r['subject']} · {r['network']}": (100 * r["mean"], 100 * r["std"]) for r in rows},
@@ -66,7 +81,10 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
     if summary["published"]:
         page.table(
             ("data set", "ipc", "published %", "±", "protocol", "source"),
-            [[p["dataset"], p["ipc"], p["accuracy"], p["spread"], p["protocol"], p["source"]] for p in summary["published"]],
+            [
+                [p["dataset"], p["ipc"], p["accuracy"], p["spread"], p["protocol"], p["source"]]
+                for p in summary["published"]
+            ],
             "Published figures for this budget (full published setting)",
         )
     page.section("The distilled set")
@@ -79,7 +97,12 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
     return page
 
 
-def compare_page(runs: Sequence[Mapping[str, Any]], table: Sequence[Sequence[Any]], columns: Sequence[str], figures: Mapping[str, str]) -> Page:
+def compare_page(
+    runs: Sequence[Mapping[str, Any]],
+    table: Sequence[Sequence[Any]],
+    columns: Sequence[str],
+    figures: Mapping[str, str],
+) -> Page:
     """Several runs side by side."""
     page = Page(f"{len(runs)} runs", "side by side; runs that differ by seed alone are one row")
     page.section("Table")

@@ -29,9 +29,7 @@ def folder() -> Path | None:
         return None
 
 
-def remembered(
-    what: str, inputs: Iterable[Path | str], make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def remembered(what: str, inputs: Iterable[Path | str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """``make()``, or what it gave last time for the same ``what`` and ``inputs``.
 
     Args:

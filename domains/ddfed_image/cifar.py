@@ -129,9 +129,7 @@ def _from_archive(path: Path, kind: _Cifar) -> RawImages:
 
     def content(name: str) -> bytes:
         if name not in contents:
-            raise DataError(
-                f"{path} lacks {name}; it holds {one_of(sorted(contents)) or 'none of the expected files'}"
-            )
+            raise DataError(f"{path} lacks {name}; it holds {one_of(sorted(contents)) or 'none of the expected files'}")
         return contents[name]
 
     return _from_records(content, str(path), kind, "binary archive")
@@ -253,9 +251,7 @@ def _read_parquet(path: Path, kind: _Cifar, classes: int) -> tuple[Tensor, Tenso
         table = pq.read_table(path, columns=[image, kind.label_column])
         kind_of_image = table.schema.field(image).type
         if not pa.types.is_struct(kind_of_image) or kind_of_image.get_field_index("bytes") < 0:
-            raise DataError(
-                f"column {image!r} of {path} is {kind_of_image}, expected a struct with the field 'bytes'"
-            )
+            raise DataError(f"column {image!r} of {path} is {kind_of_image}, expected a struct with the field 'bytes'")
         labels = torch.tensor(table[kind.label_column].to_pylist(), dtype=torch.int64)
         encoded = pa.chunked_array([chunk.field("bytes") for chunk in table[image].chunks]).to_pylist()
     except DataError:
@@ -267,8 +263,6 @@ def _read_parquet(path: Path, kind: _Cifar, classes: int) -> tuple[Tensor, Tenso
     for row, content in enumerate(encoded):
         picture = decoded(BytesIO(content or b""), f"row {row} of {path}", 3)
         if picture.shape != inputs.shape[1:]:
-            raise DataError(
-                f"row {row} of {path} is {picture.shape[1]}x{picture.shape[0]} pixels, expected 32x32"
-            )
+            raise DataError(f"row {row} of {path} is {picture.shape[1]}x{picture.shape[0]} pixels, expected 32x32")
         inputs[row] = picture
     return torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous(), labels

@@ -91,9 +91,7 @@ def write_parquet(syn: SyntheticSet, folder: Path) -> list[Path]:
     if targets.is_floating_point():
         columns["target"] = pa.array(targets.flatten(1).tolist(), pa.list_(pa.float32()))
         features["target"] = {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
-    table = pa.table(columns).replace_schema_metadata(
-        {"huggingface": json.dumps({"info": {"features": features}})}
-    )
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     buffer = BytesIO()
     pq.write_table(table, buffer)
     write_bytes(folder / PARQUET, buffer.getvalue())

@@ -105,10 +105,9 @@ def _common_form(files: list[Path], options: Options) -> tuple[tuple[int, int], 
             sizes.add((picture.height, picture.width))
             grey = grey and picture.mode in ("1", "L", "LA")
     wanted = options.get("image_size")
+    size = sizes.pop() if len(sizes) == 1 else (FOLDER_SIZE, FOLDER_SIZE)
     if wanted is not None:
         size = (wanted, wanted)
-    else:
-        size = sizes.pop() if len(sizes) == 1 else (FOLDER_SIZE, FOLDER_SIZE)
     return size, options.get("channels") or (1 if grey else 3)
 
 

@@ -46,9 +46,7 @@ def _load_idx(
     mirrors: bool,
 ) -> RawImages:
     stems = [
-        f"{prefix}-{kind}"
-        for prefix in _IDX_STEMS.values()
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        f"{prefix}-{kind}" for prefix in _IDX_STEMS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
     root = data_folder(root, name, [f"{stem} or {stem}.gz" for stem in stems])
     files: dict[str, Path] = {}
@@ -80,8 +78,7 @@ def _load_idx(
         *parts["train"],
         *parts["test"],
         classes,
-        source=f"{name}, IDX files, official split ({len(parts['train'][1])} train, "
-        f"{len(parts['test'][1])} test)",
+        source=f"{name}, IDX files, official split ({len(parts['train'][1])} train, {len(parts['test'][1])} test)",
         mean=mean,
         std=std,
         mirrors=mirrors,

@@ -36,9 +36,7 @@ MODELS = (
     "resnet18-bn-ap",
 )
 NORMS = ("in", "bn", "none")
-_CONVNET = re.compile(
-    r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-(?P<norm>in|bn|none))?"
-)
+_CONVNET = re.compile(r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-(?P<norm>in|bn|none))?")
 _ADVICE = "Use 'mlp', or 'convnet', whose depth follows the image size."
 
 
@@ -80,9 +78,7 @@ class ConvNet(Network):
         ConfigError: more blocks than the image can be halved.
     """
 
-    def __init__(
-        self, info: TaskInfo, depth: int | None = None, width: int | None = None, norm: str = "in"
-    ) -> None:
+    def __init__(self, info: TaskInfo, depth: int | None = None, width: int | None = None, norm: str = "in") -> None:
         super().__init__()
         channels, height, wide = _shape(info)
         extra = 2 if _is_small_grey(info) else 0  # 28 -> 32, so that three halvings leave 4
@@ -204,9 +200,7 @@ class VGG11(Network):
                 self.features.append(nn.MaxPool2d(2))
                 continue
             padding = 1 + extra if number == 0 else 1
-            self.features.extend(
-                [nn.Conv2d(before, width, 3, padding=padding), _norm(norm, width), nn.ReLU()]
-            )
+            self.features.extend([nn.Conv2d(before, width, 3, padding=padding), _norm(norm, width), nn.ReLU()])
             before = width
         self.head = nn.Linear(512 * sides[0] * sides[1], info.num_classes)
 
@@ -237,9 +231,7 @@ class ResNet18(Network):
 
         sides = _sides(f"resnet18{'-bn' if norm == 'bn' else ''}{'-ap' if average_pool else ''}", info, last)
         self.mixes_rows = norm == "bn"
-        self.stem = nn.Sequential(
-            nn.Conv2d(_shape(info)[0], 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU()
-        )
+        self.stem = nn.Sequential(nn.Conv2d(_shape(info)[0], 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU())
         self.layers = nn.Sequential()
         before = 64
         for number, width in enumerate((64, 64, 128, 128, 256, 256, 512, 512)):

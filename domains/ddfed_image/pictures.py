@@ -28,9 +28,7 @@ def opened(file: Path | BytesIO, where: str) -> PIL.Image.Image:
         raise DataError(f"{where} is no readable image ({first_line(error)}); repair or remove it") from None
 
 
-def decoded(
-    file: Path | BytesIO, where: str, channels: int, size: tuple[int, int] | None = None
-) -> np.ndarray:
+def decoded(file: Path | BytesIO, where: str, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
     """(height, width, channels) uint8, resized bilinearly if ``size`` asks for it."""
     from PIL import Image, ImageOps
 
@@ -44,6 +42,4 @@ def decoded(
                 plain = plain.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             return np.asarray(plain).reshape(plain.height, plain.width, channels)
         except (OSError, ValueError, SyntaxError, zlib.error, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{where} is no readable image ({first_line(error)}); repair or remove it"
-            ) from None
+            raise DataError(f"{where} is no readable image ({first_line(error)}); repair or remove it") from None

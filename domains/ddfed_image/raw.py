@@ -71,9 +71,7 @@ def check_labels(labels: Tensor, classes: int, where: str) -> None:
         raise DataError(f"{where} holds no rows")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise DataError(
-            f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; is it another set?"
-        )
+        raise DataError(f"{where} has labels from {low} to {high}, expected 0 to {classes - 1}; is it another set?")
 
 
 def data_folder(root: Path | None, name: str, expected: Iterable[str]) -> Path:

@@ -29,9 +29,7 @@ def to_bytes(natural: torch.Tensor) -> np.ndarray:
         DataError: neither 1 nor 3 channels.
     """
     if natural.ndim != 4 or natural.shape[1] not in (1, 3):
-        raise DataError(
-            f"a picture needs items of 1 or 3 channels, got rows of shape {tuple(natural.shape[1:])}"
-        )
+        raise DataError(f"a picture needs items of 1 or 3 channels, got rows of shape {tuple(natural.shape[1:])}")
     pixels = (natural.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
 
@@ -76,9 +74,7 @@ def _paint(rows: list[tuple[int, np.ndarray]], names: tuple[str, ...]) -> Pictur
         top = GAP + line * high
         pen.text((2 * GAP, top + high // 2), _drawable(texts[label]), fill="black", font=font, anchor="lm")
         for column, tile in enumerate(tiles):
-            enlarged = Image.fromarray(tile).resize(
-                (width * factor, height * factor), Image.Resampling.NEAREST
-            )
+            enlarged = Image.fromarray(tile).resize((width * factor, height * factor), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (left + column * wide, top))
     return canvas
 

@@ -30,8 +30,7 @@ def check(name: str) -> str:
     """
     if not isinstance(name, str) or name not in ("", *WHITENINGS):
         raise UnknownNameError(
-            f"unknown whitening {name!r}.{suggest(str(name), WHITENINGS)} Possible: '' (none), "
-            f"{one_of(WHITENINGS[:2])}"
+            f"unknown whitening {name!r}.{suggest(str(name), WHITENINGS)} Possible: '' (none), {one_of(WHITENINGS[:2])}"
         )
     if name == "kip":
         raise ConfigError(

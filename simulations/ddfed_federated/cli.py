@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+
 from ddfed.cli.options import layers, run_options
 from ddfed.cli.output import emit, say, table
 
@@ -23,7 +24,9 @@ from ddfed.cli.output import emit, say, table
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
 @click.option("--backend", help="inprocess or ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
-@click.option("--resume", "resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest).")
+@click.option(
+    "--resume", "resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest)."
+)
 @run_options
 def simulate(
     method: str | None,
@@ -81,8 +84,8 @@ def simulate(
     given = [option for option, (_, value) in flags.items() if value is not None and option != "--out"]
     if resume is not None and (given or sets or config_file):
         raise ConfigError(
-            f"--resume goes on with the run's own settings and takes no others, got {', '.join(given) or '--set/--config'}; "
-            f"start a new run for other settings"
+            f"--resume goes on with the run's own settings and takes no others, got "
+            f"{', '.join(given) or '--set/--config'}; start a new run for other settings"
         )
     summary, path = _run(layers(config_file, sets, flags), resume, out, quiet)
     emit(summary, as_json, lambda: _print(summary, path))
@@ -100,7 +103,6 @@ def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -
     from ddfed.config import read_toml, to_toml
     from ddfed.progress import Progress
     from ddfed.runs import RunFolder
-
     from ddfed_federated.report import federated_page
     from ddfed_federated.rounds import Progressing
     from ddfed_federated.settings import resolve_simulate
@@ -158,7 +160,10 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
         if row.note:
             progress.note(f"{row.method}, round {row.round}: {row.note}")
         if row.missing_classes and row.round == 1:
-            progress.note(f"{row.method}: no client released class {', '.join(map(str, row.missing_classes))}; the model cannot learn it")
+            progress.note(
+                f"{row.method}: no client released class {', '.join(map(str, row.missing_classes))}, "
+                f"so the model cannot learn it"
+            )
 
     return kind(replied, finished)
 

@@ -8,6 +8,7 @@ from ddfed.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     import click
+
     from ddfed.registry import Registry
 
 _NEEDS: dict[str, Any] = {"extra": "federated", "modules": ("flwr",)}
@@ -19,12 +20,18 @@ def ddfed_register(registry: Registry) -> None:
     for name, target, summary, citation, family in (
         ("feddm", f"{sets}:FEDDM", "clients distil around the global weights, the server trains on the union",
          "Xiong et al., CVPR 2023", "sets"),
-        ("random-once", f"{sets}:RANDOM_ONCE", "control: real items of the same budget, chosen once", "baseline", "sets"),
-        ("random-fresh", f"{sets}:RANDOM_FRESH", "control: real items of the same budget, new in every round", "baseline", "sets"),
-        ("fedavg", f"{averaging}:FEDAVG", "average of locally trained weights", "McMahan et al., AISTATS 2017", "averaging"),
-        ("fedprox", f"{averaging}:FEDPROX", "FedAvg with a pull towards the global weights", "Li et al., MLSys 2020", "averaging"),
-        ("fedavgm", f"{averaging}:FEDAVGM", "FedAvg with momentum at the server", "Hsu et al., 2019", "averaging"),
-        ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update", "Reddi et al., ICLR 2021", "averaging"),
+        ("random-once", f"{sets}:RANDOM_ONCE", "control: real items of the same budget, chosen once",
+         "baseline", "sets"),
+        ("random-fresh", f"{sets}:RANDOM_FRESH", "control: real items of the same budget, new in every round",
+         "baseline", "sets"),
+        ("fedavg", f"{averaging}:FEDAVG", "average of locally trained weights",
+         "McMahan et al., AISTATS 2017", "averaging"),
+        ("fedprox", f"{averaging}:FEDPROX", "FedAvg with a pull towards the global weights",
+         "Li et al., MLSys 2020", "averaging"),
+        ("fedavgm", f"{averaging}:FEDAVGM", "FedAvg with momentum at the server",
+         "Hsu et al., 2019", "averaging"),
+        ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
+         "Reddi et al., ICLR 2021", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     for name, summary in (

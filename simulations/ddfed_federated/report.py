@@ -13,8 +13,28 @@ from ddfed.report.figures import curves, label_histogram
 from ddfed.report.html import Page
 from ddfed.report.pages import flatten, percent, picture
 
-METHOD_COLUMNS = ("method", "accuracy %", "best round %", "MB up", "MB down", "real records handed out", "clients lost", "seconds")
-LEDGER_COLUMNS = ("round", "asked", "valid", "weights up", "items up", "labels up", "control up", "down", "real records so far", "note")
+METHOD_COLUMNS = (
+    "method",
+    "accuracy %",
+    "best round %",
+    "MB up",
+    "MB down",
+    "real records handed out",
+    "clients lost",
+    "seconds",
+)
+LEDGER_COLUMNS = (
+    "round",
+    "asked",
+    "valid",
+    "weights up",
+    "items up",
+    "labels up",
+    "control up",
+    "down",
+    "real records so far",
+    "note",
+)
 
 
 def total_bytes(row: Mapping[str, Any]) -> int:
@@ -42,7 +62,9 @@ def method_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
 def accuracy_curves(summary: Mapping[str, Any]) -> tuple[str, str]:
     """Accuracy per round, and per megabyte both ways."""
     methods = summary["methods"]
-    per_round = {n: ([r["round"] for r in m["rows"]], [100 * r["accuracy"] for r in m["rows"]]) for n, m in methods.items()}
+    per_round = {
+        n: ([r["round"] for r in m["rows"]], [100 * r["accuracy"] for r in m["rows"]]) for n, m in methods.items()
+    }
     per_byte = {
         n: (
             [b / 1e6 for b in accumulate(total_bytes(r) for r in m["rows"])],
@@ -63,9 +85,13 @@ def at_equal_bytes(summary: Mapping[str, Any]) -> list[list[Any]]:
     budget = 1.01 * sum(total_bytes(r) for r in next(iter(methods.values()))["rows"])
     found = []
     for name, m in methods.items():
-        paid = [(r, b) for r, b in zip(m["rows"], accumulate(total_bytes(r) for r in m["rows"]), strict=True) if b <= budget]
+        paid = [
+            (r, b) for r, b in zip(m["rows"], accumulate(total_bytes(r) for r in m["rows"]), strict=True) if b <= budget
+        ]
         row, spent = paid[-1] if paid else (None, 0)
-        found.append([name, percent(row["accuracy"]) if row else "-", row["round"] if row else 0, round(spent / 1e6, 3)])
+        found.append(
+            [name, percent(row["accuracy"]) if row else "-", row["round"] if row else 0, round(spent / 1e6, 3)]
+        )
     return found
 
 
@@ -75,30 +101,47 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     federation, main = settings["federation"], next(iter(summary["methods"]))
     page = Page(
         f"{main} on {task['domain']}/{task['dataset']}, {federation['clients']} clients",
-        f"{federation['partition']} {summary['partition']['options']} · {federation['rounds']} rounds · seed {summary['seed']}",
+        f"{federation['partition']} {summary['partition']['options']} · {federation['rounds']} rounds · "
+        f"seed {summary['seed']}",
     )
     page.section("Result")
     page.text(
         f"After {federation['rounds']} rounds the global model of {main} classifies "
-        f"{percent(summary['methods'][main]['accuracy'])} % of {task['test']} test rows. One seed; the last round's accuracy counts. "
-        f"random-once is the control: real items of the same budget, chosen once per client. random-fresh chooses anew in every "
-        f"round and so hands out the budget again each time; the column of real records shows it."
+        f"{percent(summary['methods'][main]['accuracy'])} % of {task['test']} test rows. One seed; the last round's "
+        f"accuracy counts. random-once is the control: real items of the same budget, chosen once per client. "
+        f"random-fresh chooses anew in every round and so hands out the budget again each time; the column of real "
+        f"records shows it."
     )
     page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
-    page.table(("method", "accuracy %", "rounds paid for", "MB spent"), at_equal_bytes(summary), f"At the bytes that {main} used")
+    page.table(
+        ("method", "accuracy %", "rounds paid for", "MB spent"),
+        at_equal_bytes(summary),
+        f"At the bytes that {main} used",
+    )
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
     page.svg(by_byte, "Accuracy per megabyte", alt="accuracy of each method per megabyte")
     page.section("Who holds what")
-    page.svg(label_histogram(summary["partition"]["counts"], task["classes"]), "Training rows per client and class", alt="label histogram")
+    page.svg(
+        label_histogram(summary["partition"]["counts"], task["classes"]),
+        "Training rows per client and class",
+        alt="label histogram",
+    )
     page.facts({k: round(v, 3) for k, v in summary["partition"]["measures"].items()})
     if syn is not None:
         page.section("The distilled set")
-        picture(domain, syn, page, f"Union of the last round: {len(syn)} items from {federation['clients']} clients (some per class shown)")
+        picture(
+            domain,
+            syn,
+            page,
+            f"Union of the last round: {len(syn)} items from {federation['clients']} clients (some per class shown)",
+        )
     page.section("Byte ledger")
     for name, m in summary["methods"].items():
         page.table(LEDGER_COLUMNS, [_ledger_row(r) for r in m["rows"]], f"{name}: serialised bytes, all clients")
-    lost = [f"{n}, round {r['round']}, {why}" for n, m in summary["methods"].items() for r in m["rows"] for why in r["lost"]]
+    lost = [
+        f"{n}, round {r['round']}, {why}" for n, m in summary["methods"].items() for r in m["rows"] for why in r["lost"]
+    ]
     if lost:
         page.section("Clients lost")
         page.text(*lost[:100])
@@ -106,13 +149,21 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     page.text(summary["privacy"]["statement"])
     page.section("Settings")
     page.facts(flatten(settings))
-    page.facts({**summary["versions"], "partition SHA-256": summary["partition"]["hash"], "artifact SHA-256": summary["artifact"]})
+    page.facts(
+        {
+            **summary["versions"],
+            "partition SHA-256": summary["partition"]["hash"],
+            "artifact SHA-256": summary["artifact"],
+        }
+    )
     return page
 
 
 def _ledger_row(row: Mapping[str, Any]) -> list[Any]:
     up = row["bytes_up"]
-    missing = f"classes nobody released: {', '.join(map(str, row['missing_classes']))}" if row["missing_classes"] else ""
+    missing = (
+        f"classes nobody released: {', '.join(map(str, row['missing_classes']))}" if row["missing_classes"] else ""
+    )
     return [
         row["round"],
         row["asked"],

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ddfed.data import Task
 from ddfed.devices import resolve_device
 from ddfed.domain import Domain
@@ -20,13 +22,10 @@ from ddfed.evaluate import accuracy
 from ddfed.federation import Release, check_release, check_weights, coverage
 from ddfed.registry import registry
 from ddfed.seeds import Streams
-from torch import Tensor
-
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
 from ddfed_federated.methods import FederatedMethod, ServerContext, ServerState
 from ddfed_federated.settings import SimulateSettings
-
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
 _SERVER_ONLY: Any = {
@@ -123,7 +122,13 @@ class Rounds:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
         self.streams = Streams(self.settings.run.seed)
         # The server's streams do not name the method: every method starts from the same global network.
-        self.context = ServerContext(self.settings, self.domain, self.task, self.streams.child("server side"), resolve_device(self.settings.run.device))
+        self.context = ServerContext(
+            self.settings,
+            self.domain,
+            self.task,
+            self.streams.child("server side"),
+            resolve_device(self.settings.run.device),
+        )
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}
@@ -214,7 +219,9 @@ class Rounds:
         self.progress.finished(row)
         return new, row
 
-    def _ask(self, state: ServerState, number: int, asked: list[int]) -> tuple[dict[str, int], dict[int, Any], dict[int, str]]:
+    def _ask(
+        self, state: ServerState, number: int, asked: list[int]
+    ) -> tuple[dict[str, int], dict[int, Any], dict[int, str]]:
         """Send the broadcast and wait; returns bytes down, replies by client, and who never came."""
         from flwr.app import Message
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from pydantic import Field, field_validator
+
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.errors import ConfigError
 from ddfed.registry import registry
 from ddfed.settings import DataSettings, PartSettings, RunSettings, Settings, value_of
-from pydantic import Field, field_validator
-
 from ddfed_federated.codecs import codec_name
 
 

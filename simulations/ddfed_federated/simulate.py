@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
+import ddfed
 from ddfed.artifact import SyntheticSet
 from ddfed.data import Task
 from ddfed.devices import keep_memory
@@ -17,8 +19,6 @@ from ddfed.ledger import Ledger, PrivacyEvent
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
-
-import ddfed
 from ddfed_federated.measures import heterogeneity
 from ddfed_federated.methods import ServerState
 from ddfed_federated.partition import Partition

@@ -11,18 +11,17 @@ import time
 from functools import lru_cache
 
 import torch
+from torch import Tensor
+
 from ddfed import central
 from ddfed.data import Task
-from ddfed.devices import keep_memory
-from ddfed.devices import resolve_device
+from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import PlainGate
 from ddfed.registry import registry
 from ddfed.seeds import Streams
-from torch import Tensor
-
 from ddfed_federated import partition as partitions
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings

@@ -26,7 +26,12 @@ SMALL_DISTILL = [
 def ddfed(*arguments: str, cwd: Path, **options) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "ddfed.cli", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, **options
+        [sys.executable, "-m", "ddfed.cli", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        **options,
     )
 
 
@@ -51,8 +56,8 @@ def test_simulate_writes_a_whole_run_folder(tmp_path):
     assert list(summary["methods"]) == ["feddm", "random-once", "random-fresh", "fedavg"]
     names = {path.name for path in the_run(tmp_path).iterdir()}
     assert names >= {
-        "config.toml", "events.jsonl", "summary.json", "distilled.safetensors", "card.json", "checkpoint", "report.html",
-        "figures",
+        "config.toml", "events.jsonl", "summary.json", "distilled.safetensors", "card.json", "checkpoint",
+        "report.html", "figures",
     }  # fmt: skip
     page = (the_run(tmp_path) / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
@@ -80,7 +85,16 @@ def test_a_finished_run_that_is_resumed_gives_the_same_summary(distilled, tmp_pa
 
 def test_evaluate_makes_the_cross_architecture_table(distilled, tmp_path):
     done = ddfed(
-        "evaluate", str(distilled), "--arch", "convnet-d2-w8,mlp", "--epochs", "2", "--repeats", "1", "--json", cwd=tmp_path
+        "evaluate",
+        str(distilled),
+        "--arch",
+        "convnet-d2-w8,mlp",
+        "--epochs",
+        "2",
+        "--repeats",
+        "1",
+        "--json",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
@@ -165,7 +179,8 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path, command):
     assert whole.returncode == 0, whole.stderr
     broken = subprocess.Popen(
         [sys.executable, "-m", "ddfed.cli", *base],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("runs/*/checkpoint/*.safetensors")):

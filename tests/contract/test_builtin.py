@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ddfed.registry import registry
 from ddfed.store import Mirrored, MultiFormation, Pixels
 from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task

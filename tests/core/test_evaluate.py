@@ -91,7 +91,7 @@ def test_momentum_is_lost_at_a_fall_exactly_when_the_optimiser_is_rebuilt(rebuil
     protocol = Protocol("p", epochs, lr=0.1, momentum=0.9, weight_decay=0.0, rebuilt=rebuilt)
     weight, speed, lr = 0.0, 0.0, 0.1
     for epoch in range(epochs):
-        if epoch == epochs // 2 + 1:
+        if epoch == epochs // 2 + rebuilt:  # the DC line, which rebuilds, falls one epoch later
             lr *= 0.1
             speed = 0.0 if rebuilt else speed
         speed = 0.9 * speed + 1.0

@@ -47,9 +47,7 @@ def test_names_are_made_safe(name: str, safe: str):
     assert safe_name(name) == safe
 
 
-def test_a_place_that_cannot_be_written_is_said_before_any_work(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_place_that_cannot_be_written_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match="--out"):
         RunFolder.create(tmp_path / "file", "dm", "")
@@ -73,9 +71,7 @@ def test_opening_to_resume_probes_by_writing(run: RunFolder, monkeypatch: pytest
 
 
 def test_open_says_what_is_missing(tmp_path: Path, run: RunFolder):
-    with pytest.raises(
-        RunFolderError, match="not a run folder: it lacks config.toml, events.jsonl.*name one"
-    ):
+    with pytest.raises(RunFolderError, match="not a run folder: it lacks config.toml, events.jsonl.*name one"):
         RunFolder.open(tmp_path / "runs")
     with pytest.raises(RunFolderError, match="does not exist. Newest beside it"):
         RunFolder.open(tmp_path / "runs" / "nothing")
@@ -179,9 +175,7 @@ def test_plain_lines_show_where_an_interrupted_loop_stopped():
     assert stream.getvalue().splitlines() == ["rounds: 1", "rounds: 3"]
 
 
-def test_bars_on_a_terminal_honour_no_color(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_bars_on_a_terminal_honour_no_color(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

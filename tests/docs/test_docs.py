@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from ddfed.cli import cli
 from ddfed.cli.reference import page
 from ddfed.config import read_toml

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ddfed.central import load_task, run_distill
 from ddfed.config import Layer, to_toml
 from ddfed.runs import RunFolder
@@ -77,7 +78,12 @@ def test_real_mnist_distils_from_its_files(tmp_path, shared_data):
                 "test",
                 {
                     "method": "dm",
-                    "data": {"dataset": "mnist", "root": str(shared_data / "image/mnist"), "train_limit": 2000, "test_limit": 500},
+                    "data": {
+                        "dataset": "mnist",
+                        "root": str(shared_data / "image/mnist"),
+                        "train_limit": 2000,
+                        "test_limit": 500,
+                    },
                     "distill": {"ipc": 1, "steps": 3, "objective_options": {"rows": 16}, "network": "convnet-d3-w32"},
                     "evaluate": {"epochs": 20, "repeats": 1, "networks": ["convnet-d3-w32"], "baselines": ["random"]},
                 },

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from ddfed.errors import FederationError
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import PlainGate
@@ -198,8 +199,9 @@ def test_the_memory_of_flowers_strategies_survives_between_rounds(method):
     for r in range(2):
         state = ours.server(state, [Release(0, r + 1, "weights", updates[r], examples=7)], context)
 
-    from ddfed_federated.methods import averaging
     from flwr.app import Array, ArrayRecord
+
+    from ddfed_federated.methods import averaging
 
     live = ours.strategy(s.local)
     weights = context.network().state_dict()
@@ -220,9 +222,7 @@ def test_one_client_with_everything_equals_central_distillation_around_the_model
     s = settings()
     weights = server_context(s).network().state_dict()
     release, _ = client(s, 1, weights=weights)
-    central = distill(
-        PlainGate(TASK.train), DOMAIN, s.distill, Streams(0).child("client", 0), center=weights
-    )
+    central = distill(PlainGate(TASK.train), DOMAIN, s.distill, Streams(0).child("client", 0), center=weights)
     assert torch.equal(release.arrays["x"], central.decoded()[0])
 
 

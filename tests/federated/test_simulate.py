@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from ddfed.artifact import SyntheticSet
 from ddfed.config import Layer, to_toml
 from ddfed.errors import ConfigError, FederationError, UnknownNameError

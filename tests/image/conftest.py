@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ddfed_image.domain import ImageDomain
 
 from ddfed.artifact import SyntheticSet
 from ddfed.data import TaskInfo
 from ddfed.space import Space
 from ddfed.store import HardLabels, Pixels
+from ddfed_image.domain import ImageDomain
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,7 @@ def shared() -> Path:
 def task_info() -> Callable[..., TaskInfo]:
     def make(shape=(3, 32, 32), classes=10, mirror_axis=-1, **more) -> TaskInfo:
         names = tuple(f"class {i}" for i in range(classes))
-        return TaskInfo(
-            "image", "made", shape, names, more.pop("space", Space()), (-2, -1), mirror_axis, **more
-        )
+        return TaskInfo("image", "made", shape, names, more.pop("space", Space()), (-2, -1), mirror_axis, **more)
 
     return make
 

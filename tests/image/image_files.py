@@ -20,9 +20,7 @@ def idx_bytes(values: np.ndarray) -> bytes:
     return head + values.astype(np.uint8).tobytes()
 
 
-def write_idx_set(
-    folder: Path, train: int = 20, test: int = 10, zipped: bool = False
-) -> dict[str, np.ndarray]:
+def write_idx_set(folder: Path, train: int = 20, test: int = 10, zipped: bool = False) -> dict[str, np.ndarray]:
     """The four files of an MNIST-like set; returns the arrays by stem."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ddfed_image.augment import DSA, OPS, DCEval, IDCMix, cutout
 
 from ddfed.domain import Draw
 from ddfed.errors import ConfigError, UnknownNameError
+from ddfed_image.augment import DSA, OPS, DCEval, IDCMix, cutout
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 9, 7)]
 
@@ -97,9 +97,7 @@ def test_each_operation_equals_the_naive_version(op, shape):
     draw = augmentation.draw(40, generator(1))
     found = augmentation(x, draw, torch.arange(40))
     for row in range(40):
-        np.testing.assert_allclose(
-            found[row], naive(op, x[row].numpy(), draw.u[row].double().numpy()), atol=1e-9
-        )
+        np.testing.assert_allclose(found[row], naive(op, x[row].numpy(), draw.u[row].double().numpy()), atol=1e-9)
 
 
 @pytest.mark.parametrize("strategy", ["_".join(OPS), "color_crop_cutout", "flip_color", "rotate", "cutout"])
@@ -109,9 +107,7 @@ def test_idc_mix_equals_the_naive_composition(strategy):
     draw = augmentation.draw(13, generator(2))
     found = augmentation(x, draw, groups)
     for row, group in enumerate(groups.tolist()):
-        want = naive_mix(
-            augmentation.ops, x[row].numpy(), int(draw.op[group]), draw.u[group].double().numpy()
-        )
+        want = naive_mix(augmentation.ops, x[row].numpy(), int(draw.op[group]), draw.u[group].double().numpy())
         np.testing.assert_allclose(found[row], want, atol=1e-9)
 
 
@@ -121,9 +117,7 @@ def test_real_and_synthetic_rows_of_a_group_undergo_the_same(augmentation):
     syn, real = batch((3, 32, 32), 10), batch((3, 32, 32), 30)
     real[:10] = syn
     among_others = augmentation(real, draw, torch.arange(30) % 10)
-    torch.testing.assert_close(
-        among_others[:10], augmentation(syn, draw, torch.arange(10)), rtol=0, atol=1e-12
-    )
+    torch.testing.assert_close(among_others[:10], augmentation(syn, draw, torch.arange(10)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("augmentation", [DSA(), IDCMix(), DCEval((3, 8, 8)), DCEval((3, 8, 8), True)])
@@ -158,9 +152,7 @@ def test_differentiable_twice():
     augmentation = DSA()
     draw = Draw(torch.arange(len(OPS)), torch.rand(len(OPS), 3, generator=generator()))
     x = batch((2, 5, 5), len(OPS)).requires_grad_()
-    assert torch.autograd.gradgradcheck(
-        lambda rows: augmentation(rows, draw, torch.arange(len(OPS))) ** 2, (x,)
-    )
+    assert torch.autograd.gradgradcheck(lambda rows: augmentation(rows, draw, torch.arange(len(OPS))) ** 2, (x,))
 
 
 @pytest.mark.parametrize("augmentation", [DSA(), IDCMix(), DCEval((3, 8, 8))])

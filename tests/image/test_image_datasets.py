@@ -8,10 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ddfed_image import cache
-from ddfed_image.domain import FREPO_STD, channel_statistics
-from ddfed_image.idx import read_idx
-from ddfed_image.raw import stratified_split
 from image_files import (
     cifar_files,
     cifar_records,
@@ -23,6 +19,10 @@ from image_files import (
 )
 
 from ddfed.errors import ConfigError, DataError, MissingDataError, UnknownNameError
+from ddfed_image import cache
+from ddfed_image.domain import FREPO_STD, channel_statistics
+from ddfed_image.idx import read_idx
+from ddfed_image.raw import stratified_split
 
 # --- digits ---------------------------------------------------------------------------------------------
 
@@ -140,9 +140,7 @@ def test_labels_out_of_range(domain, tmp_path):
 def test_missing_idx_file_says_what_is_expected_and_what_is_there(domain, tmp_path):
     write_idx_set(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(
-        MissingDataError, match="t10k-labels-idx1-ubyte.gz.*Found there: .*train-images"
-    ) as caught:
+    with pytest.raises(MissingDataError, match="t10k-labels-idx1-ubyte.gz.*Found there: .*train-images") as caught:
         domain.load("mnist", tmp_path, {})
     assert str(tmp_path) in str(caught.value) and isinstance(caught.value, FileNotFoundError)
 
@@ -272,9 +270,7 @@ def test_parquet_with_an_unreadable_or_odd_image(domain, parquet_folder):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pq.write_table(
-        pa.table({"img": [{"bytes": b"?", "path": ""}], "label": [0]}), parquet_folder / "test.parquet"
-    )
+    pq.write_table(pa.table({"img": [{"bytes": b"?", "path": ""}], "label": [0]}), parquet_folder / "test.parquet")
     with pytest.raises(DataError, match="row 0 of .*test.parquet is no readable image"):
         domain.load("cifar10", parquet_folder, {})
     pq.write_table(pa.table({"img": [b"?"], "label": [0]}), parquet_folder / "test.parquet")
@@ -345,9 +341,7 @@ def test_folder_is_split_80_20_and_keeps_the_images_size(domain, tmp_path):
     (tmp_path / "cat" / ".thumbs").write_text("x")
     (tmp_path / "notes.txt").write_text("ignored")
     task = domain.load("folder", tmp_path, {})
-    assert (
-        task.info.classes == ("cat", "dog") and task.info.shape == (3, 6, 6) and task.info.mirror_axis == -1
-    )
+    assert task.info.classes == ("cat", "dog") and task.info.shape == (3, 6, 6) and task.info.mirror_axis == -1
     assert task.train.class_counts.tolist() == [4, 4] and task.test.class_counts.tolist() == [1, 1]
     held = sorted(torch.cat([task.train.inputs, task.test.inputs])[:, 0, 0, 0].tolist())
     assert held == [0, 1, 2, 3, 4, 40, 41, 42, 43, 44]

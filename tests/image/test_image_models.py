@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ddfed_image.models import MODELS, ConvNet, _halved
 from torch import nn
 
 from ddfed.domain import reset
 from ddfed.errors import ConfigError, UnknownNameError
 from ddfed.seeds import isolated
+from ddfed_image.models import MODELS, ConvNet, _halved
 
 
 def parameters(net: nn.Module) -> int:
@@ -43,9 +43,7 @@ def test_parameter_count_and_feature_width(domain, task_info, name, shape, count
     assert net.embed(torch.zeros(2, *shape)).shape == (2, width)
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 8), (1, 28, 28), (3, 28, 28), (3, 32, 32), (3, 20, 36), (3, 64, 64)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 28, 28), (3, 32, 32), (3, 20, 36), (3, 64, 64)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_takes_what_it_accepts(domain, task_info, name, shape):
     info = task_info(shape, classes=3)
@@ -95,9 +93,7 @@ def test_mixing_rows_is_declared(domain, task_info, name):
     assert torch.allclose(alone, together, atol=1e-4) is not net.mixes_rows
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("convnt", "convnet"), ("resnet", "resnet18"), ("convnet-d0", "convnet")]
-)
+@pytest.mark.parametrize(("name", "near"), [("convnt", "convnet"), ("resnet", "resnet18"), ("convnet-d0", "convnet")])
 def test_unknown_network_names_the_near_one(domain, task_info, name, near):
     with pytest.raises(UnknownNameError, match=f"Did you mean '{near}"):
         domain.network(name, task_info())

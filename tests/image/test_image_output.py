@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from ddfed_image.export import class_folders
 from PIL import Image
 
 from ddfed.artifact import SyntheticSet
 from ddfed.errors import ConfigError, DataError, UnknownNameError
 from ddfed.store import HardLabels, LogitLabels, MultiFormation, Pixels
+from ddfed_image.export import class_folders
 
 
 def bytes_of(syn: SyntheticSet) -> np.ndarray:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from ddfed_image import plugin
-
 from ddfed.registry import Registry
+from ddfed_image import plugin
 
 
 def test_registers_the_domain_and_every_data_set(domain):

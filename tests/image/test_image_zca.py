@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ddfed_image import zca
 
 from ddfed.errors import ConfigError, DataError, UnknownNameError
 from ddfed.space import Space
+from ddfed_image import zca
 
 
 def rows(count: int, width: int = 12) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return (
-        torch.rand(count, width, generator=generator) @ torch.rand(width, width, generator=generator)
-    ).view(count, 3, 2, 2)
+    return (torch.rand(count, width, generator=generator) @ torch.rand(width, width, generator=generator)).view(
+        count, 3, 2, 2
+    )
 
 
 def mtt_by_svd(x: np.ndarray) -> np.ndarray:

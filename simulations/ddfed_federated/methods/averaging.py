@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ddfed.errors import FederationError
 from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Release
@@ -18,8 +20,6 @@ from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import isolated
 from ddfed.store import HardLabels
-from torch import Tensor
-
 from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
 from ddfed_federated.methods.sets import _DEFAULTS, _PRESETS
 from ddfed_federated.settings import LocalSettings
@@ -129,9 +129,7 @@ class AveragingMethod(FederatedMethod):
         merged, _ = strategy.aggregate_train(state.round + 1, [_as_reply(r) for r in useful])
         if merged is None:
             raise FederationError(f"round {state.round + 1}: {type(strategy).__name__} returned nothing")
-        weights = {
-            k: torch.from_numpy(merged[k].numpy().copy()).to(state.weights[k].dtype) for k in state.weights
-        }
+        weights = {k: torch.from_numpy(merged[k].numpy().copy()).to(state.weights[k].dtype) for k in state.weights}
         return ServerState(state.round + 1, weights, _take_memory(strategy))
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ddfed.data import Task
 from ddfed.domain import Domain, Network
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
-from torch import Tensor
-
 from ddfed_federated.settings import SimulateSettings
 
 ClientState = dict[str, Tensor]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ddfed.distill import distill
 from ddfed.errors import FederationError
 from ddfed.evaluate import Protocol, train
@@ -24,8 +26,6 @@ from ddfed.federation import Broadcast, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.store import HardLabels
-from torch import Tensor
-
 from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
 from ddfed_federated.settings import ServerSettings, SimulateSettings
 
