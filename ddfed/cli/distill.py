@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddfed.cli.options import layers, run_options
+from ddfed.cli.options import run_options
 from ddfed.cli.output import emit, say, table
-from ddfed.errors import ConfigError
+from ddfed.cli.running import begin
+
+if TYPE_CHECKING:
+    from ddfed.runs import RunFolder
 
 
 @click.command()
@@ -57,6 +60,8 @@ def distill(
       ddfed distill -m idm --dataset folder --data ~/my-pictures --steps 500
       ddfed distill --resume latest
     """
+    from ddfed.settings import resolve_distill
+
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
         "--domain": ("data.domain", domain),
@@ -72,38 +77,24 @@ def distill(
         "--out": ("run.out", str(out) if out else None),
         "--name": ("run.name", name),
     }
-    given = [option for option, (_, value) in flags.items() if value is not None and option != "--out"]
-    if resume is not None and (given or sets or config_file):
-        raise ConfigError(
-            f"--resume goes on with the run's own settings and takes no others, got "
-            f"{', '.join(given) or '--set or --config'}; start a new run for other settings"
-        )
-    summary, path = _run(layers(config_file, sets, flags), resume, out, quiet)
-    emit(summary, as_json, lambda: _print(summary, path))
+    settings, folder = begin(resolve_distill, flags, config_file, sets, resume, _label, quiet)
+    summary = _run(settings, folder, resume is not None, quiet)
+    emit(summary, as_json, lambda: _print(summary, folder.path))
 
 
-def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
+def _label(settings: Any) -> str:
+    return f"{settings.method}-{settings.data.dataset}-ipc{settings.distill.ipc}"
+
+
+def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[str, Any]:
     from ddfed.artifact import SyntheticSet
     from ddfed.central import load_task, run_distill
-    from ddfed.config import read_toml, to_toml
     from ddfed.progress import Progress
     from ddfed.report.pages import central_page
-    from ddfed.runs import RunFolder
-    from ddfed.settings import resolve_distill
 
-    if resume is not None:
-        folder = RunFolder.open(resume, base=out, writable=True)
-        settings = resolve_distill([read_toml(folder.config_path)]).settings
-    else:
-        settings = resolve_distill(given).settings
-        load_task(settings.data)  # a wrong data set must not leave an empty run folder behind
-        data, parts = settings.data, settings.distill
-        label = settings.run.name or f"{settings.method}-{data.dataset}-ipc{parts.ipc}"
-        folder = RunFolder.create(settings.run.out, label, to_toml(settings))
-    say(f"run folder: {folder.path}", quiet)
     with folder, Progress(enabled=not quiet) as progress:
         try:
-            summary = run_distill(settings, folder, _watch(progress), resume=resume is not None)
+            summary = run_distill(settings, folder, _watch(progress), resume=resume)
         except KeyboardInterrupt:
             progress.note(f"interrupted; go on with: ddfed distill --resume {folder.path}")
             raise
@@ -113,7 +104,7 @@ def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -
     domain.render(syn, folder.figures / "distilled.png")
     report = central_page(summary, domain, syn).save(folder.path / "report.html")
     say(f"report: {report}", quiet)
-    return summary, folder.path
+    return summary
 
 
 def _watch(progress: Any) -> Any:

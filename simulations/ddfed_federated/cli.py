@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddfed.cli.options import layers, run_options
+from ddfed.cli.options import run_options
 from ddfed.cli.output import emit, say, table
+from ddfed.cli.running import begin
+
+if TYPE_CHECKING:
+    from ddfed.runs import RunFolder
 
 
 @click.command()
@@ -62,7 +66,7 @@ def simulate(
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
       ddfed simulate --resume latest
     """
-    from ddfed.errors import ConfigError
+    from ddfed_federated.settings import resolve_simulate
 
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
@@ -81,14 +85,9 @@ def simulate(
         "--out": ("run.out", str(out) if out else None),
         "--name": ("run.name", name),
     }
-    given = [option for option, (_, value) in flags.items() if value is not None and option != "--out"]
-    if resume is not None and (given or sets or config_file):
-        raise ConfigError(
-            f"--resume goes on with the run's own settings and takes no others, got "
-            f"{', '.join(given) or '--set/--config'}; start a new run for other settings"
-        )
-    summary, path = _run(layers(config_file, sets, flags), resume, out, quiet)
-    emit(summary, as_json, lambda: _print(summary, path))
+    settings, folder = begin(resolve_simulate, flags, config_file, sets, resume, _label, quiet)
+    summary = _run(settings, folder, resume is not None, quiet)
+    emit(summary, as_json, lambda: _print(summary, folder.path))
 
 
 simulate.resolver = "ddfed_federated.settings:resolve_simulate"  # type: ignore[attr-defined]
@@ -98,31 +97,22 @@ def _names(text: str) -> list[str]:
     return [] if text.strip() in ("", "none") else [part.strip() for part in text.split(",")]
 
 
-def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -> tuple[dict[str, Any], Path]:
+def _label(settings: Any) -> str:
+    return f"{settings.method}-{settings.data.dataset}-{settings.federation.clients}clients"
+
+
+def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[str, Any]:
     from ddfed.artifact import SyntheticSet
-    from ddfed.config import read_toml, to_toml
     from ddfed.progress import Progress
-    from ddfed.runs import RunFolder
     from ddfed_federated.report import federated_page
     from ddfed_federated.rounds import Progressing
-    from ddfed_federated.settings import resolve_simulate
     from ddfed_federated.simulate import simulate as run
     from ddfed_federated.worker import load_task
 
-    if resume is not None:
-        folder = RunFolder.open(resume, base=out, writable=True)
-        settings = resolve_simulate([read_toml(folder.config_path)]).settings
-    else:
-        settings = resolve_simulate(given).settings
-        load_task(settings)  # a wrong data set must not leave an empty run folder behind
-        federation = settings.federation
-        label = settings.run.name or f"{settings.method}-{settings.data.dataset}-{federation.clients}clients"
-        folder = RunFolder.create(settings.run.out, label, to_toml(settings))
-    say(f"run folder: {folder.path}", quiet)
     with folder, Progress(enabled=not quiet) as progress:
         watching = _watch(progress, settings, Progressing)
         try:
-            summary = run(settings, folder, watching, resume=resume is not None)
+            summary = run(settings, folder, watching, resume=resume)
         except KeyboardInterrupt:
             progress.note(f"interrupted; go on with: ddfed simulate --resume {folder.path}")
             raise
@@ -133,7 +123,7 @@ def _run(given: list[Any], resume: Path | None, out: Path | None, quiet: bool) -
         folder.figures.mkdir(exist_ok=True)
         domain.render(syn, folder.figures / "distilled.png")
     say(f"report: {report}", quiet)
-    return summary, folder.path
+    return summary
 
 
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:

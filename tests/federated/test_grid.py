@@ -170,7 +170,7 @@ def test_threads_are_set_in_the_client_and_put_back():
     assert torch.get_num_threads() == 1
 
 
-def test_the_state_can_be_taken_out_and_put_back():
+def test_a_simulated_client_can_be_given_its_state_back():
     def ask(grid, nodes, kind, content):
         replies, _ = loop.collect(grid, [Message(content, nodes[0], kind)])
         return replies[0]
@@ -178,7 +178,7 @@ def test_the_state_can_be_taken_out_and_put_back():
     def first(grid):
         nodes = hello_map(grid, 1)
         loop.collect(grid, rounds.messages(nodes, 1))
-        return ask(grid, nodes, "query.get_state", RecordDict()).content
+        return RecordDict({"state": grid.context(nodes[0]).state["state"]})
 
     def second(grid):
         nodes = hello_map(grid, 1)
@@ -188,7 +188,7 @@ def test_the_state_can_be_taken_out_and_put_back():
     kept = backends.run_inprocess(first, 1)
     assert backends.run_inprocess(second, 1) == 2
     with LocalGrid(client_app.app, 1) as grid:
-        reply = ask(grid, hello_map(grid, 1), "query.get_state", RecordDict())
+        reply = ask(grid, hello_map(grid, 1), "query.set_state", kept)
     assert "simulations only" in wire.error_text(reply)
 
 

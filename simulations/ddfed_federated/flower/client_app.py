@@ -149,16 +149,6 @@ def hello(message: Message, context: Context) -> Message:
     return Message(RecordDict({"hello": numbers, "about": about}), reply_to=message)
 
 
-@app.query("get_state")
-def get_state(message: Message, context: Context) -> Message:
-    """The stored state, for a simulator's checkpoint. A deployed client refuses: its state stays home."""
-    try:
-        _simulated_only()
-        return Message(RecordDict({_STATE: context.state.get(_STATE, ArrayRecord())}), reply_to=message)
-    except Exception as error:
-        return failure(error, message)
-
-
 @app.query("set_state")
 def set_state(message: Message, context: Context) -> Message:
     """Put a stored state back when a simulation is resumed."""
@@ -176,7 +166,7 @@ def set_state(message: Message, context: Context) -> Message:
 
 def _simulated_only() -> None:
     if os.environ.get("DDFED_SIMULATION") != "1":
-        raise FederationError("a client's state is handed out in simulations only")
+        raise FederationError("a client's state is set from outside in simulations only")
 
 
 def _load_state(context: Context) -> dict[str, Tensor]:
