@@ -145,7 +145,10 @@ class SyntheticSet:
         path = Path(path)
         folder = path.parent if path.name in (TENSORS, CARD) else path
         if not (folder / CARD).is_file():
-            raise ArtifactError(f"no distilled set in {folder}: expected {CARD} and {TENSORS} there")
+            hint = (
+                " It is a run that did not finish: go on with --resume." if (folder / "config.toml").is_file() else ""
+            )
+            raise ArtifactError(f"no distilled set in {folder}: expected {CARD} and {TENSORS} there.{hint}")
         card = read_json(folder / CARD)
         if not isinstance(card, dict) or card.get("kind") != "ddfed synthetic set":
             raise ArtifactError(f"{folder / CARD} is not the card of a ddfed set")
@@ -164,7 +167,7 @@ class SyntheticSet:
         if found != card.get("sha256"):
             raise ArtifactError(
                 f"{folder / TENSORS} was changed or truncated: its SHA-256 is {found[:12]}..., "
-                f"the card says {str(card.get('sha256'))[:12]}..."
+                f"the card says {str(card.get('sha256'))[:12]}.... Fetch it again, or run again what made it."
             )
         try:
             return reader(card, tensors_from_bytes(content, str(folder / TENSORS)))

@@ -12,7 +12,7 @@ import torch
 
 import ddfed
 from ddfed.artifact import SyntheticSet
-from ddfed.data import Task
+from ddfed.data import Task, TaskInfo
 from ddfed.devices import resolve_device, set_threads
 from ddfed.distill import Checkpointing, StepEvent, distill
 from ddfed.domain import Domain
@@ -22,7 +22,8 @@ from ddfed.hookspecs import hookimpl
 from ddfed.registry import manager, registry
 from ddfed.runs import RunFolder
 from ddfed.seeds import Streams
-from ddfed.settings import DataSettings, DistillSettings
+from ddfed.select import check_budget
+from ddfed.settings import DataSettings, DistillSettings, PartSettings
 
 
 @dataclass
@@ -42,6 +43,46 @@ def load_task(data: DataSettings) -> tuple[Domain, Task]:
     domain = registry().load("domain", data.domain, "data.domain")()
     task = domain.load(data.dataset, data.root, data.options)
     return domain, task.limit(data.train_limit, data.test_limit)
+
+
+def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
+    """Find what can be known to be wrong before an hour is spent: names, sizes, combinations.
+
+    Raises:
+        ConfigError: unknown network, augmentation, engine, pool, store, labels, selector or protocol, or a network
+            or store that cannot take the task's items.
+    """
+    domain.network(parts.network or domain.default_network(info), info)
+    domain.augmentation(parts.augment, info)
+    if parts.init != "noise":
+        registry().get("selector", parts.init, "distill.init; 'noise' is possible too")
+    for kind, name in (
+        ("objective", parts.objective),
+        ("pool", parts.pool),
+        ("labels", parts.labels),
+        ("protocol", parts.protocol),
+    ):
+        registry().get(kind, name, f"distill.{kind}")
+    registry().load("decoder", parts.store, "distill.store")(info, 1, **parts.store_options)
+
+
+def check_distill(settings: DistillSettings) -> None:
+    """`check_parts`, the data, the budget and the evaluation of a central run.
+
+    Raises:
+        DdfedError: says what is wrong, before a run folder exists.
+    """
+    resolve_device(settings.run.device)
+    domain, task = load_task(settings.data)
+    parts = settings.distill
+    check_parts(parts, domain, task.info)
+    for network in settings.evaluate.networks:
+        domain.network(network, task.info)
+    if settings.evaluate.protocol:
+        registry().get("protocol", settings.evaluate.protocol, "evaluate.protocol")
+    store = registry().load("decoder", parts.store)(task.info, 1, **parts.store_options)
+    if parts.init != "noise" and not parts.top_up:
+        check_budget(task.train, parts.ipc * store.seeds_per_item, PlainGate(task.train).held(parts.min_count))
 
 
 class _Recorder:

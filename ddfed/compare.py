@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddfed.report.figures import bars, curves
+from ddfed.report.pages import flatten
 
-COLUMNS = ("run", "method", "accuracy %", "±", "seeds", "spread over", "items or MB")
+COLUMNS = ("run", "method", "accuracy %", "±", "seed", "± over", "items or MB")
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Line:
 
     @property
     def std(self) -> float | None:
-        """Sample deviation; None for a single value, which has none."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+        """Over seeds the sample deviation, over networks the population's as everywhere; None for one value."""
+        if len(self.accuracies) < 2:
+            return None
+        return (statistics.stdev if self.over == "seeds" else statistics.pstdev)(self.accuracies)
 
 
 @dataclass(frozen=True)
@@ -70,14 +73,14 @@ class Comparison:
         found = {
             "Accuracy": bars(
                 {
-                    f"{line.run}: {line.method}": (100 * line.mean, None if line.std is None else 100 * line.std)
+                    f"{line.method} · {line.run}": (100 * line.mean, None if line.std is None else 100 * line.std)
                     for line in self.lines
                 },
                 "test accuracy (%), mean ± std",
             )
         }
         series = {
-            f"{line.run}: {line.method}": (list(range(1, len(line.curve) + 1)), [100 * a for a in line.curve])
+            f"{line.method} · {line.run}": (list(range(1, len(line.curve) + 1)), [100 * a for a in line.curve])
             for line in self.lines
             if line.curve
         }
@@ -99,9 +102,33 @@ def compared(summaries: Sequence[Mapping[str, Any]]) -> Comparison:
     for summary in summaries:
         groups.setdefault(_key(summary), []).append(summary)
     lines: list[Line] = []
-    for group in groups.values():
-        lines += _federated(group) if group[0]["kind"] == "federated" else _central(group)
+    for group, differing in zip(groups.values(), _differences([group[0] for group in groups.values()])):
+        name = ", ".join([_name(group[0]), *differing])
+        lines += _federated(group, name) if group[0]["kind"] == "federated" else _central(group, name)
     return Comparison(tuple(lines))
+
+
+def _name(summary: Mapping[str, Any]) -> str:
+    """Data, split and budget of a run."""
+    parts, settings = [summary["task"]["dataset"]], summary["settings"]
+    if summary["kind"] == "federated":
+        federation = settings["federation"]
+        options = summary.get("partition", {}).get("options") or federation["partition_options"]
+        shown = ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
+        parts += [f"{federation['clients']} clients", f"{federation['partition']}({shown})"]
+    return ", ".join([*parts, f"ipc {settings['distill']['ipc']}"])
+
+
+#: Settings that `_name` shows, or that are no property of the experiment.
+_NAMED = ("distill.ipc", "data.dataset", "data.root", "federation.clients", "federation.partition", "run.")
+
+
+def _differences(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """For each run ``key=value`` of the other settings in which the runs differ."""
+    flat = [{k: v for k, v in flatten(run["settings"]).items() if not k.startswith(_NAMED)} for run in runs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    odd = [key for key in keys if len({json.dumps(settings.get(key)) for settings in flat}) > 1]
+    return [[f"{key.rpartition('.')[2]}={settings[key]}" for key in odd if key in settings] for settings in flat]
 
 
 def _key(summary: Mapping[str, Any]) -> str:
@@ -110,16 +137,8 @@ def _key(summary: Mapping[str, Any]) -> str:
     return json.dumps([summary["kind"], settings], sort_keys=True)
 
 
-def _federated(group: Sequence[Mapping[str, Any]]) -> list[Line]:
+def _federated(group: Sequence[Mapping[str, Any]], name: str) -> list[Line]:
     first = group[0]
-    federation = first["settings"]["federation"]
-    options = ", ".join(
-        f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in federation["partition_options"].items()
-    )
-    name = (
-        f"{first['task']['dataset']}, {federation['clients']} clients, {federation['partition']}({options}), "
-        f"ipc {first['settings']['distill']['ipc']}"
-    )
     lines = []
     for method in first["methods"]:
         runs = [s["methods"][method] for s in group]
@@ -139,9 +158,8 @@ def _federated(group: Sequence[Mapping[str, Any]]) -> list[Line]:
     return lines
 
 
-def _central(group: Sequence[Mapping[str, Any]]) -> list[Line]:
+def _central(group: Sequence[Mapping[str, Any]], name: str) -> list[Line]:
     first = group[0]
-    name = f"{first['task']['dataset']}, ipc {first['settings']['distill']['ipc']}"
     seeds = tuple(s["seed"] for s in group)
     several = len(group) > 1
     lines = []

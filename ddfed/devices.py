@@ -26,8 +26,9 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
+        why = "there is no such kind" if "device type" in str(error) else str(error).splitlines()[0]
         raise ConfigError(
-            f"device {name!r} is not usable here ({str(error).splitlines()[0]}); use 'auto' or 'cpu'"
+            f"device {name!r} is not usable here ({why}); possible: auto, cpu, cuda, cuda:1, mps"
         ) from None
     return device
 

@@ -36,6 +36,8 @@ KINDS = {
     "partitioner": "a split of the data among clients",
     "backend": "a place where a federation runs",
 }
+#: What people call a kind where its own name would puzzle them.
+TITLES = {"recipe": "method", "federated": "federated method", "decoder": "store", "dataset": "data set"}
 PLURALS = {"recipe": "methods", "federated": "methods", "labels": "labels"}
 
 
@@ -152,7 +154,9 @@ class Registry:
         elsewhere = [k for (k, n) in self._components if n == name]
         hint = f" It is {KINDS[elsewhere[0]]}, not {KINDS[kind]}." if elsewhere else suggest(name, self.names(kind))
         where = f" (from {origin})" if origin else ""
-        raise UnknownNameError(f"unknown {kind} {name!r}{where}.{hint} Possible: {one_of(self.names(kind))}")
+        raise UnknownNameError(
+            f"unknown {TITLES.get(kind, kind)} {name!r}{where}.{hint} Possible: {one_of(self.names(kind))}"
+        )
 
     def load(self, kind: str, name: str, origin: str = "") -> Any:
         """Import and return what the component's target names."""

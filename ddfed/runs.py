@@ -54,6 +54,12 @@ class RunFolder:
         from ddfed.files import write_text
 
         stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{safe_name(name)}"
+        blocking = next((p for p in (base, *base.parents) if p.exists() and not p.is_dir()), None)
+        if blocking is not None:
+            raise RunFolderError(
+                f"cannot make a run folder in {base}: {blocking} is a file, not a folder. "
+                f"Choose another place with --out."
+            )
         try:
             base.mkdir(parents=True, exist_ok=True)
             path = _claim(base, stem)

@@ -6,7 +6,7 @@ DC-BENCH (k-means).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,6 +98,22 @@ KCENTER = Selector(choose_kcenter, trained=True)
 KMEANS = Selector(choose_kmeans, trained=True)
 
 
+def check_budget(data: RealData, per_class: int, classes: Sequence[int]) -> None:
+    """Refuse a budget that a class cannot give.
+
+    Raises:
+        BudgetError: names the smallest class and the ways out.
+    """
+    short = {c: len(data.class_index[c]) for c in classes if len(data.class_index[c]) < per_class}
+    if short:
+        c, held = min(short.items(), key=lambda entry: entry[1])
+        raise BudgetError(
+            f"{per_class} real items per class are needed, but class {data.info.classes[c]!r} has {held}. "
+            f"Lower ipc to {held} or less, start from noise (--set distill.init=noise), or allow repeats "
+            f"(--set distill.top_up=true)."
+        )
+
+
 def select_rows(
     data: RealData, selector: Selector, per_class: int, ctx: PoolContext, *, top_up: bool, train_steps: int = 300
 ) -> Tensor:
@@ -114,13 +130,8 @@ def select_rows(
     Raises:
         BudgetError: a class has fewer rows than asked and ``top_up`` is off.
     """
-    short = {c: len(data.class_index[c]) for c in ctx.classes if len(data.class_index[c]) < per_class}
-    if short and not top_up:
-        c, held = min(short.items(), key=lambda entry: entry[1])
-        raise BudgetError(
-            f"{per_class} real items per class are needed, but class {data.info.classes[c]!r} has {held}. "
-            f"Lower ipc to {held} or less, start from noise (init = 'noise'), or allow repeats (top_up = true)."
-        )
+    if not top_up:
+        check_budget(data, per_class, ctx.classes)
     net = _trained(ctx, train_steps) if selector.trained else None
     chosen = []
     for c in ctx.classes:

@@ -21,8 +21,8 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Which data, and from where."""
 
-    domain: str = "image"
-    dataset: str = "digits"
+    domain: str = Field("image", description="modality; `ddfed domains list`")
+    dataset: str = Field("digits", description="data set of the domain; `ddfed datasets list`")
     root: Path | None = Field(None, description="folder that holds the data set's files; none for embedded data")
     options: dict[str, Any] = Field(default_factory=dict, description="the domain's own settings, such as whitening")
     train_limit: int | None = Field(None, ge=1, description="use only this many training rows (class-balanced)")
@@ -39,18 +39,20 @@ class PartSettings(Settings):
     steps: int = Field(1000, ge=0, description="outer steps; 0 keeps the initialisation (selection)")
     network: str = Field("", description="network that judges; empty for the domain's default")
     init: str = Field("random", description="selector that gives the initial items, or 'noise'")
-    init_options: dict[str, Any] = Field(default_factory=dict)
-    store: str = "pixels"
-    store_options: dict[str, Any] = Field(default_factory=dict)
-    labels: str = "hard"
+    init_options: dict[str, Any] = Field(
+        default_factory=dict, description="of the selector: train_steps of the network that gives it features"
+    )
+    store: str = Field("pixels", description="parametrisation: pixels, multi-formation, mirrored")
+    store_options: dict[str, Any] = Field(default_factory=dict, description="options of the store, below")
+    labels: str = Field("hard", description="label store: hard, logits (learned)")
     augment: str = Field("none", description="siamese augmentation of real and synthetic rows")
-    objective: str = "mean"
-    objective_options: dict[str, Any] = Field(default_factory=dict)
-    pool: str = "R"
-    pool_options: dict[str, Any] = Field(default_factory=dict)
+    objective: str = Field("mean", description="matching engine")
+    objective_options: dict[str, Any] = Field(default_factory=dict, description="options of the engine, below")
+    pool: str = Field("R", description="which networks judge: R, RS, RT, Q, exact, ball")
+    pool_options: dict[str, Any] = Field(default_factory=dict, description="options of the pool, below")
     scope: Literal["joint", "sequential"] = Field("joint", description="one step for all classes, or one per class")
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: float = Field(1.0, gt=0)
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="of the stored values: sgd or adam")
+    lr: float = Field(1.0, gt=0, description="step size of the stored values")
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum; Adam's beta1 is 0.9")
     label_lr: float = Field(1.0, gt=0, description="step size of learned labels")
     clamp: bool = Field(False, description="keep stored values in the natural range after every step")
@@ -70,24 +72,26 @@ class EvaluateSettings(Settings):
     networks: tuple[str, ...] = Field((), description="networks trained on the set; empty for the domain's default")
     repeats: int = Field(3, ge=1, description="fresh networks per row of the table")
     epochs: int | None = Field(None, ge=1, description="overrides the protocol's epochs; said in every table")
-    baselines: tuple[Literal["random", "full"], ...] = ("random", "full")
+    baselines: tuple[Literal["random", "full"], ...] = Field(
+        ("random", "full"), description="rows beside the result: random items of the budget, full data at equal steps"
+    )
 
 
 class RunSettings(Settings):
     """Where and how a run happens."""
 
-    seed: int = 0
+    seed: int = Field(0, description="root of all randomness")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', 'mps'")
     threads: int = Field(0, ge=0, description="torch threads; 0 for the number of cores")
-    out: Path = Path("runs")
-    name: str = ""
+    out: Path = Field(Path("runs"), description="where run folders are made")
+    name: str = Field("", description="name of the run folder, after its date")
     checkpoint_every: int = Field(100, ge=1, description="outer steps between checkpoints")
 
 
 class DistillSettings(Settings):
     """`ddfed distill`."""
 
-    method: str = "dm"
+    method: str = Field("dm", description="recipe; `ddfed methods list`")
     data: DataSettings = DataSettings()
     distill: PartSettings = PartSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -106,6 +110,14 @@ def value_of(layers: Sequence[Layer], path: str, default: Any) -> Any:
         else:
             found = node
     return found
+
+
+def origin_of(layers: Sequence[Layer], path: str, default: str) -> str:
+    """Where the last value of a dotted key came from."""
+    missing = object()
+    return next(
+        (layer.origin for layer in reversed(layers) if value_of([layer], path, missing) is not missing), default
+    )
 
 
 def recipe_layers(method: str, origin: str, dataset: str, layers: Sequence[Layer], section: str) -> list[Layer]:
@@ -127,4 +139,7 @@ def resolve_distill(layers: Sequence[Layer]) -> Resolved[DistillSettings]:
     """
     method = value_of(layers, "method", "dm")
     dataset = value_of(layers, "data.dataset", "digits")
-    return resolve(DistillSettings, [*recipe_layers(method, "--method", dataset, layers, "distill"), *layers])
+    return resolve(
+        DistillSettings,
+        [*recipe_layers(method, origin_of(layers, "method", "the default"), dataset, layers, "distill"), *layers],
+    )

@@ -21,12 +21,19 @@ def compare(runs: tuple[Path, ...], html: Path | None, as_json: bool) -> None:
       ddfed compare runs/*-feddm-* --html compare.html
     """
     from ddfed.compare import COLUMNS, compared
+    from ddfed.errors import ConfigError
     from ddfed.report.pages import compare_page
     from ddfed.runs import RunFolder
 
     # A run named twice (two patterns that overlap) is not two seeds.
     unique = {path.resolve(): path for path in runs}.values()
-    summaries = [RunFolder.open(path).summary() for path in unique]
+    folders = [RunFolder.open(path) for path in unique]
+    for folder in folders:
+        if not folder.finished:
+            say(f"left out: {folder.path} is not finished")
+    summaries = [folder.summary() for folder in folders if folder.finished]
+    if not summaries:
+        raise ConfigError("none of these runs is finished; resume one with --resume, or name others")
     found = compared(summaries)
     if html is not None:
         compare_page(summaries, found.cells(), COLUMNS, found.figures()).save(html)

@@ -60,6 +60,7 @@ def distill(
       ddfed distill -m idm --dataset folder --data ~/my-pictures --steps 500
       ddfed distill --resume latest
     """
+    from ddfed.central import check_distill
     from ddfed.settings import resolve_distill
 
     flags: dict[str, tuple[str, Any]] = {
@@ -77,8 +78,8 @@ def distill(
         "--out": ("run.out", str(out) if out else None),
         "--name": ("run.name", name),
     }
-    settings, folder = begin(resolve_distill, flags, config_file, sets, resume, _label, quiet)
-    summary = _run(settings, folder, resume is not None, quiet)
+    settings, folder = begin("distill", resolve_distill, check_distill, flags, config_file, sets, resume, _label, quiet)
+    summary = folder.summary() if folder.finished else _run(settings, folder, resume is not None, quiet)
     emit(summary, as_json, lambda: _print(summary, folder.path))
 
 

@@ -54,14 +54,22 @@ def evaluate(
     from ddfed.artifact import SyntheticSet
     from ddfed.central import load_task
     from ddfed.devices import resolve_device, set_threads
+    from ddfed.errors import ConfigError, MissingDataError
     from ddfed.evaluate import evaluate as judge
     from ddfed.progress import Progress
     from ddfed.report.pages import EVALUATION_COLUMNS, evaluation_rows
     from ddfed.seeds import Streams
 
+    wanted = [] if baselines == "none" else [b.strip() for b in baselines.split(",")]
+    for name in wanted:
+        if name not in ("random", "full"):
+            raise ConfigError(f"unknown baseline {name!r} (from --baselines). Possible: 'random', 'full', or 'none'")
     set_threads(threads)
     syn = SyntheticSet.load(artifact)
-    domain, task = load_task(data_of(syn, root))
+    try:
+        domain, task = load_task(data_of(syn, root))
+    except MissingDataError as error:
+        raise MissingDataError(f"{error}. If the data moved, give their folder with --data.") from None
     bars: dict[str, int] = {}
     with Progress(enabled=not quiet) as progress:
 
@@ -79,7 +87,7 @@ def evaluate(
             protocol=protocol,
             epochs=epochs,
             repeats=repeats,
-            baselines=[] if baselines == "none" else [b.strip() for b in baselines.split(",")],
+            baselines=wanted,
             streams=Streams(seed).child("evaluate"),
             device=resolve_device(device),
             report=show,

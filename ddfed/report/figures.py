@@ -64,6 +64,10 @@ def curves(
                 )  # fmt: skip
         if log_x:
             axes.set_xscale("log")
+        elif all(float(x).is_integer() for xs, *_ in series.values() for x in xs):
+            from matplotlib.ticker import MaxNLocator
+
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # rounds and steps have no quarters
         axes.margins(x=0.02)
         if not drawn:
             _say_empty(axes)

@@ -35,7 +35,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
+main { max-width: 74rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; }
 header { margin-bottom: 2rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0; letter-spacing: -0.01em; }
 h2 { font-size: 1.3rem; margin: 2.75rem 0 0.9rem; padding-bottom: 0.35rem;

@@ -10,7 +10,7 @@ from typing import Any
 from ddfed.artifact import SyntheticSet
 from ddfed.domain import Domain
 from ddfed.report.figures import bars, curves
-from ddfed.report.html import Page
+from ddfed.report.html import Page, facts
 
 
 def percent(mean: float, std: float | None = None) -> str:
@@ -117,7 +117,7 @@ def _closing(page: Page, summary: Mapping[str, Any]) -> None:
     page.section("Privacy")
     page.text(summary["privacy"].get("statement", "unknown"))
     page.section("Settings")
-    page.facts(flatten(summary["settings"]))
+    page.details("all settings", facts(flatten(summary["settings"])))
     page.facts({**summary["versions"], **summary.get("machine", {}), "artifact SHA-256": summary["artifact"]})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddfed.errors import ConfigError
 from ddfed_image.cifar import load_cifar10, load_cifar100
 from ddfed_image.folders import load_folder
 from ddfed_image.idx import load_fashion, load_mnist
@@ -23,6 +24,11 @@ def load_digits(root: Path | None, options: Options) -> RawImages:
     """scikit-learn's copy of the UCI handwritten digits: 1,797 grey 8x8 images, values 0 to 16; no files."""
     from sklearn.datasets import load_digits as embedded
 
+    if root is not None:
+        raise ConfigError(
+            f"data set 'image/digits' is embedded and reads no folder, got {root}. For images of your own give "
+            f"--dataset folder, for another known set its name; `ddfed datasets list` shows them."
+        )
     found = embedded()
     inputs = torch.from_numpy(found.images.astype(np.uint8))[:, None].contiguous()
     labels = torch.from_numpy(found.target.astype(np.int64))

@@ -14,6 +14,9 @@ from ddfed_image.raw import SPLIT_SEED, Options, RawImages, data_folder, missing
 
 FOLDER_SIZE = 32
 
+#: What counts as an image; other files beside them (Thumbs.db, notes) are passed over.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
 
 def check_folder_options(options: Options) -> None:
     """Values of ``image_size`` and ``channels``.
@@ -88,10 +91,12 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
     files: list[Path] = []
     labels: list[int] = []
     for label, inner in enumerate(folders):
-        found = sorted(path for path in inner.iterdir() if path.is_file() and not path.name.startswith("."))
+        found = sorted(path for path in inner.iterdir() if path.is_file() and path.suffix.lower() in SUFFIXES)
         if not found:
             nested = " (folders below it are not searched)" if _subfolders(inner) else ""
-            raise DataError(f"class folder {inner} holds no images{nested}; fill it or remove it")
+            raise DataError(
+                f"class folder {inner} holds no images{nested}; fill it with {', '.join(SUFFIXES)} files or remove it"
+            )
         files += found
         labels += [label] * len(found)
     return tuple(f.name for f in folders), files, torch.tensor(labels)

@@ -67,6 +67,7 @@ def simulate(
       ddfed simulate --resume latest
     """
     from ddfed_federated.settings import resolve_simulate
+    from ddfed_federated.simulate import check_simulate
 
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
@@ -85,12 +86,23 @@ def simulate(
         "--out": ("run.out", str(out) if out else None),
         "--name": ("run.name", name),
     }
-    settings, folder = begin(resolve_simulate, flags, config_file, sets, resume, _label, quiet)
-    summary = _run(settings, folder, resume is not None, quiet)
+    settings, folder = begin(
+        "simulate", resolve_simulate, check_simulate, flags, config_file, sets, resume, _label, quiet
+    )
+    summary = folder.summary() if folder.finished else _run(settings, folder, resume is not None, quiet)
     emit(summary, as_json, lambda: _print(summary, folder.path))
 
 
 simulate.resolver = "ddfed_federated.settings:resolve_simulate"  # type: ignore[attr-defined]
+
+
+def _settings() -> Any:
+    from ddfed_federated.settings import SimulateSettings
+
+    return SimulateSettings
+
+
+simulate.settings = _settings  # type: ignore[attr-defined]
 
 
 def _names(text: str) -> list[str]:

@@ -10,7 +10,7 @@ from ddfed.artifact import SyntheticSet
 from ddfed.domain import Domain
 from ddfed.progress import human_bytes
 from ddfed.report.figures import curves, label_histogram
-from ddfed.report.html import Page
+from ddfed.report.html import Page, facts
 from ddfed.report.pages import flatten, percent, picture
 
 METHOD_COLUMNS = (
@@ -35,6 +35,23 @@ LEDGER_COLUMNS = (
     "real records so far",
     "note",
 )
+
+
+MEASURES = {
+    "label_l1": "distance of a client's label shares from all, L1, 0 to 2",
+    "label_js": "Jensen-Shannon divergence of label shares, nats",
+    "effective_classes": "effective number of classes a client holds",
+    "classes_held": "classes with at least 10 rows, mean over clients",
+    "size_cv": "coefficient of variation of client sizes",
+    "size_gini": "Gini coefficient of client sizes",
+    "size_min": "rows of the smallest client",
+    "size_max": "rows of the largest client",
+    "empty_clients": "clients without rows",
+}
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
 
 
 def total_bytes(row: Mapping[str, Any]) -> int:
@@ -101,7 +118,7 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     federation, main = settings["federation"], next(iter(summary["methods"]))
     page = Page(
         f"{main} on {task['domain']}/{task['dataset']}, {federation['clients']} clients",
-        f"{federation['partition']} {summary['partition']['options']} · {federation['rounds']} rounds · "
+        f"{federation['partition']}({_options(summary['partition']['options'])}) · {federation['rounds']} rounds · "
         f"seed {summary['seed']}",
     )
     page.section("Result")
@@ -127,7 +144,7 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         "Training rows per client and class",
         alt="label histogram",
     )
-    page.facts({k: round(v, 3) for k, v in summary["partition"]["measures"].items()})
+    page.facts({MEASURES.get(k, k): round(v, 3) for k, v in summary["partition"]["measures"].items()})
     if syn is not None:
         page.section("The distilled set")
         picture(
@@ -148,7 +165,7 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     page.section("Privacy")
     page.text(summary["privacy"]["statement"])
     page.section("Settings")
-    page.facts(flatten(settings))
+    page.details("all settings", facts(flatten(settings)))
     page.facts(
         {
             **summary["versions"],

@@ -10,18 +10,18 @@ from pydantic import Field, field_validator
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.errors import ConfigError
 from ddfed.registry import registry
-from ddfed.settings import DataSettings, PartSettings, RunSettings, Settings, value_of
+from ddfed.settings import DataSettings, PartSettings, RunSettings, Settings, origin_of, value_of
 from ddfed_federated.codecs import codec_name
 
 
 class ServerSettings(Settings):
     """How the server trains the global model on the union of the sets (FedDM, section 3.3 and its code)."""
 
-    epochs: int = Field(500, ge=1)
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(5e-4, ge=0)
-    batch: int = Field(256, ge=1)
+    epochs: int = Field(500, ge=1, description="passes over the union in each round")
+    lr: float = Field(0.01, gt=0, description="step size of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    batch: int = Field(256, ge=1, description="rows per step")
     augment: str = Field("none", description="augmentation of the union while the global model trains")
     weighting: Literal["uniform", "count"] = Field(
         "uniform", description="count: an item weighs as many records as it stands for"
@@ -33,24 +33,24 @@ class ServerSettings(Settings):
 class LocalSettings(Settings):
     """How a client of an averaging method trains."""
 
-    epochs: int = Field(10, ge=1)
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    batch: int = Field(64, ge=1)
+    epochs: int = Field(10, ge=1, description="local passes in each round")
+    lr: float = Field(0.01, gt=0, description="step size of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="of SGD")
+    batch: int = Field(64, ge=1, description="rows per step")
     proximal_mu: float = Field(0.01, ge=0, description="FedProx's mu; other methods ignore it")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="FedAvgM's beta")
     server_lr: float = Field(1.0, gt=0, description="FedAvgM's step size")
     adam_eta: float = Field(0.01, gt=0, description="FedAdam's server step size")
-    adam_tau: float = Field(1e-3, gt=0)
+    adam_tau: float = Field(1e-3, gt=0, description="FedAdam's degree of adaptivity")
 
 
 class FederationSettings(Settings):
     """Who takes part, how the data lie, and where it runs."""
 
-    clients: int = Field(10, ge=1)
-    rounds: int = Field(5, ge=1)
-    partition: str = "dirichlet"
+    clients: int = Field(10, ge=1, description="number of clients")
+    rounds: int = Field(5, ge=1, description="number of rounds")
+    partition: str = Field("dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity")
     partition_options: dict[str, Any] = Field(default_factory=dict, description="of the partitioner, such as alpha")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients asked in each round")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an asked client drops out of a round")
@@ -61,7 +61,7 @@ class FederationSettings(Settings):
         description="where a client's set starts each round: the same real items, fresh ones, or its last set",
     )
     codec: str = Field("float32", description="float32, float16 or uint8 items on the wire")
-    backend: str = "inprocess"
+    backend: str = Field("inprocess", description="where it runs: inprocess or ray")
     workers: int = Field(0, ge=0, description="inprocess: client processes; 0 runs clients one after another")
     client_threads: int = Field(1, ge=1, description="torch threads of a client; part of the numbers")
     server_threads: int = Field(1, ge=1, description="torch threads of the server; part of the numbers")
@@ -86,7 +86,7 @@ FAULTS = ("raise", "nan", "shape", "labels", "exit", "hang")
 class SimulateSettings(Settings):
     """`ddfed simulate`."""
 
-    method: str = "feddm"
+    method: str = Field("feddm", description="federated method; `ddfed methods list`")
     baselines: tuple[str, ...] = Field(
         ("random-once", "random-fresh", "fedavg"), description="methods run beside it on the same split"
     )
@@ -104,7 +104,9 @@ def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
     Raises:
         ConfigError: an unknown key, a wrong value, an unknown method, or a combination that cannot run.
     """
-    method = registry().load("federated", value_of(layers, "method", "feddm"), "--method")
+    method = registry().load(
+        "federated", value_of(layers, "method", "feddm"), origin_of(layers, "method", "the default")
+    )
     dataset = value_of(layers, "data.dataset", "digits")
     ipc = value_of(layers, "distill.ipc", PartSettings().ipc)
     below = [Layer(f"method {method.name}", dict(method.defaults))]

@@ -11,8 +11,9 @@ import torch
 
 import ddfed
 from ddfed.artifact import SyntheticSet
+from ddfed.central import check_parts
 from ddfed.data import Task
-from ddfed.devices import keep_memory
+from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError, FederationError
 from ddfed.ledger import Ledger, PrivacyEvent
@@ -56,6 +57,19 @@ def simulate(
     begun = time.perf_counter()
     backend(run.main, settings)
     return run.finish(time.perf_counter() - begun)
+
+
+def check_simulate(settings: SimulateSettings) -> None:
+    """Everything that can be known to be wrong before a run folder or a client exists.
+
+    Raises:
+        DdfedError: says what is wrong.
+    """
+    resolve_device(settings.run.device)
+    domain, task = load_task(settings)
+    check_parts(settings.distill, domain, task.info)
+    domain.augmentation(settings.server.augment, task.info)
+    _check_shares(settings, load_partition(settings))
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:

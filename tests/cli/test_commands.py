@@ -119,7 +119,7 @@ def test_show_compare_and_export(distilled, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["distill", "--method", "mmt"], "unknown recipe 'mmt'"),
+        (["distill", "--method", "mmt"], "unknown method 'mmt'"),
         (["distill", "--method", "feddm"], "federated method"),
         (["simulate", "--method", "fedm"], "Did you mean 'feddm'"),
         (["simulate", "--dataset", "digit"], "Did you mean 'digits'"),

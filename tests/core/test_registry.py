@@ -53,7 +53,7 @@ def test_an_unknown_kind_is_refused_with_the_near_one():
 
 def test_an_unknown_name_suggests_the_near_one_and_says_where_it_came_from():
     with pytest.raises(
-        UnknownNameError, match=r"unknown recipe 'idn' \(from --method\). Did you mean 'idm'\? Possible: 'dm', 'idm'"
+        UnknownNameError, match=r"unknown method 'idn' \(from --method\). Did you mean 'idm'\? Possible: 'dm', 'idm'"
     ):
         filled().get("recipe", "idn", "--method")
     with pytest.raises(UnknownNameError, match="It is a schedule of the networks.*, not a central distillation method"):

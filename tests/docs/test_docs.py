@@ -10,7 +10,7 @@ import click
 import pytest
 
 from ddfed.cli import cli
-from ddfed.cli.reference import page
+from ddfed.cli.reference import pages
 from ddfed.config import read_toml
 
 ROOT = Path(__file__).parents[2]
@@ -62,9 +62,17 @@ def test_commands_in_the_docs_have_these_options(where, line):
             assert word.split("=")[0] in known, f"{where}: {word} is no option of ddfed {' '.join(path)}"
 
 
-def test_the_page_of_commands_is_what_the_program_says():
-    shown = (ROOT / "docs/reference/commands.md").read_text()
-    assert shown == page(cli), "run: python -m ddfed.cli.reference > docs/reference/commands.md"
+@pytest.mark.parametrize("name", ["commands.md", "settings.md"])
+def test_reference_pages_are_what_the_program_says(name):
+    shown = (ROOT / "docs/reference" / name).read_text()
+    assert shown == pages()[name], "run: python -m ddfed.cli.reference docs/reference"
+
+
+def test_every_setting_says_what_it_means():
+    undescribed = [
+        line for line in pages()["settings.md"].splitlines() if line.startswith("| `") and line.endswith("|  |")
+    ]
+    assert undescribed == []
 
 
 def test_every_hook_is_described():
