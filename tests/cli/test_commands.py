@@ -131,6 +131,12 @@ def test_show_compare_and_export(distilled, tmp_path):
         (["distill", "--ipc", "100000"], "ipc"),
         (["simulate", "--clients", "100000"], "clients"),
         (["simulate", "--clients", "200"], "distill.min_count"),
+        (["simulate", "--data", "."], "--dataset folder"),
+        (["distill", "--protocol", "E-foo"], "unknown protocol 'E-foo'"),
+        (["distill", "--set", "distill.init=randum"], "Did you mean 'random'"),
+        (["simulate", "--set", "distill.init=randum"], "Did you mean 'random'"),
+        (["simulate", "--alpha", "-1"], "alpha"),
+        (["distill", "--device", "gpu"], "possible: auto, cpu"),
         (["show", "nothing-here"], "nothing-here"),
         (["compare", "nothing-here"], "nothing-here"),
         (["simulate", "--resume", "latest"], "runs"),
@@ -144,6 +150,7 @@ def test_wrong_input_is_one_clear_error(tmp_path, arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not done.stdout
+    assert not (tmp_path / "runs").exists(), "a run that cannot start must leave no folder behind"
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_work(tmp_path):
@@ -167,6 +174,36 @@ def test_a_changed_artifact_is_refused(distilled, tmp_path):
     assert "changed or truncated" in done.stderr
 
 
+def test_a_run_is_resumed_by_the_command_that_made_it(distilled, tmp_path):
+    done = ddfed("simulate", "--resume", str(distilled), cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"ddfed distill --resume {distilled}" in done.stderr
+    latest = ddfed("simulate", "--resume", "latest", "--out", str(distilled.parent), cwd=tmp_path)
+    assert "no run of `ddfed simulate`" in latest.stderr
+
+
+def test_a_baseline_that_does_not_exist_is_refused(distilled, tmp_path):
+    done = ddfed("evaluate", str(distilled), "--baselines", "rnd", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'random', 'full'" in done.stderr
+
+
+def test_unfinished_runs_are_left_out_of_a_comparison(distilled, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/config.toml").write_text((distilled / "config.toml").read_text())
+    done = ddfed("compare", "broken", str(distilled), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "left out: broken" in done.stderr
+    assert {row["method"].split(" · ")[0] for row in json.loads(done.stdout)} == {"dm", "random", "full data"}
+
+
+def test_compare_and_distill_print_the_same_spread(distilled, tmp_path):
+    rows = json.loads(ddfed("compare", str(distilled), "--json", cwd=tmp_path).stdout)
+    summary = json.loads((distilled / "summary.json").read_text())
+    assert [row["std"] for row in rows] == pytest.approx([row["std"] for row in summary["evaluation"]])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["simulate", "distill"])
 def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path, command):
     if command == "simulate":
