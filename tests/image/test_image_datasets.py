@@ -339,6 +339,7 @@ def test_folder_is_split_80_20_and_keeps_the_images_size(domain, tmp_path):
     fill(tmp_path)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "cat" / ".thumbs").write_text("x")
+    (tmp_path / "dog" / "Thumbs.db").write_bytes(b"no image")
     (tmp_path / "notes.txt").write_text("ignored")
     task = domain.load("folder", tmp_path, {})
     assert task.info.classes == ("cat", "dog") and task.info.shape == (3, 6, 6) and task.info.mirror_axis == -1
