@@ -93,8 +93,8 @@ def pages() -> dict[str, str]:
     models: dict[str, type[BaseModel]] = {"distill": DistillSettings}
     context = click.Context(cli)
     for name in cli.list_commands(context):
-        command = cli.get_command(context, name)
-        loaded: Any = command.load() if hasattr(command, "load") else command
+        command: Any = cli.get_command(context, name)
+        loaded = command.load() if hasattr(command, "load") else command
         model = getattr(loaded, "settings", None)
         if model:
             models[name] = model()
