@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts background jobs with Ctrl-C ignored, and children inherit it: the tests that send Ctrl-C to programs
+# they start would wait for ever. With a handler of our own here, children start with the default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Real data sets for tests and benchmarks, beside the checkout; a user does not have them.
 SHARED = Path(__file__).parents[2] / "shared" / "data"
