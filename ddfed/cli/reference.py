@@ -29,7 +29,9 @@ def page(root: click.Group) -> str:
     """The help of every command, in Markdown."""
     parts = [HEAD]
     for path, command in _walk(root, ("ddfed",)):
-        context = click.Context(command, info_name=" ".join(path), terminal_width=100)
+        # Commands remember the help option they were first asked with, so ask as the program does.
+        names = root.context_settings["help_option_names"]
+        context = click.Context(command, info_name=" ".join(path), terminal_width=100, help_option_names=names)
         parts.append(f"## {' '.join(path)}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
