@@ -69,8 +69,7 @@ def ray_processes() -> set[str]:
 @pytest.mark.parametrize("group", [True, False], ids=["group", "process"])
 @pytest.mark.parametrize(
     ("backend", "busy", "wait"),
-    [("pool", "clients", "ready"), ("pool", "clients", 0.5), ("ray", "clients", "ready"), ("ray", "server", "ready"),
-     ("ray", "clients", 4.0)],
+    [("pool", "clients", "ready"), ("ray", "clients", "ready"), ("ray", "server", "ready"), ("ray", "clients", 4.0)],
 )  # fmt: skip
 def test_ctrl_c_ends_the_run_and_leaves_nothing(tmp_path, backend, busy, wait, group):
     path = tmp_path / "run.py"
@@ -88,7 +87,7 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing(tmp_path, backend, busy, wait, g
         (os.killpg if group else os.kill)(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=30)
         took = time.monotonic() - begun
-        # Half a second is still the interpreter's imports, whose own end is by the signal.
+        # Early in its start-up the interpreter itself ends by the signal; during imports nothing of ours runs yet.
         assert process.returncode in ((130,) if wait == "ready" else (130, -signal.SIGINT)), errors.decode()[-2000:]
         assert took < 10
         deadline = time.monotonic() + 5
