@@ -97,8 +97,3 @@ class Store(ABC):
             if not tensor.is_floating_point():
                 raise ArtifactError(f"parametrisation {self.name!r} stores floats, got {name!r} of {tensor.dtype}")
         self.params = {name: tensors[name].detach().clone().requires_grad_() for name in want}
-
-
-def empty_items() -> Tensor:
-    """No item numbers."""
-    return torch.zeros(0, dtype=torch.int64)
