@@ -24,7 +24,7 @@ from ddfed.errors import ArtifactError, DdfedError, one_of
 from ddfed.files import read_json, tensors_from_bytes, tensors_to_bytes, write_bytes, write_json
 from ddfed.registry import registry
 from ddfed.space import Space
-from ddfed.store import LabelStore, Store
+from ddfed.store import LabelStore, Store, view_of
 
 SCHEMA = 1
 TENSORS, CARD = "distilled.safetensors", "card.json"
@@ -66,7 +66,7 @@ class SyntheticSet:
         """All rows in model space and their targets (see `LabelStore.loss`), detached."""
         with torch.no_grad():
             rows, origin = self.store.decode(torch.arange(len(self)))
-            return rows.clone(), self.labels.targets(origin).detach().clone()
+            return rows.clone(), self.labels.targets(origin, view_of(origin)).detach().clone()
 
     def natural(self) -> tuple[Tensor, Tensor]:
         """All rows in natural values clamped to the natural range, and their hard classes; for looking at."""
@@ -75,13 +75,25 @@ class SyntheticSet:
             space = self.info.space
             return space.decode(rows).clamp(space.low, space.high), self.labels.classes[origin]
 
+    @property
+    def budget(self) -> Tensor:
+        """Plain items of each class that take as many bytes as what is stored, (classes,) int64.
+
+        What a baseline of the same budget may use; at least one where the set holds a class.
+        """
+        held = torch.bincount(self.labels.classes, minlength=self.info.num_classes)
+        if not len(self):
+            return held
+        share = self.store.plain_items_per_class * len(self.classes_held) / len(self)
+        return torch.where(held > 0, (held * share).round().long().clamp(min=1), 0)
+
     def with_provenance(self, **more: Any) -> SyntheticSet:
         return replace(self, provenance={**self.provenance, **more})
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything stored in ``distilled.safetensors``, by name."""
         return {
-            **{f"store.{k}": v.detach() for k, v in self.store.params.items()},
+            **{f"store.{k}": v for k, v in self.store.tensors().items()},
             **{f"labels.{k}": v.detach() for k, v in self.labels.tensors().items()},
             **{f"space.{k}": v for k, v in self.info.space.tensors.items()},
         }
@@ -122,11 +134,12 @@ class SyntheticSet:
             "licence": info.licence,
             "space": info.space.to_card(),
             "decoder": {"name": self.store.name, "options": self.store.options},
-            "labels": {"name": self.labels.name, "loss": self.labels.loss_name},
+            "labels": {"name": self.labels.name, "loss": self.labels.loss_name, "options": self.labels.options},
             "budget": {
                 "items": len(self),
                 "rows": len(self) * self.store.rows_per_item,
                 "items_per_class": torch.bincount(self.labels.classes, minlength=info.num_classes).tolist(),
+                "plain_items_per_class": self.budget.tolist(),
                 "stored_bytes": self.store.size_bytes,
             },
             "protocol": self.protocol,
@@ -201,14 +214,16 @@ def _read_v1(card: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
     shapes = {name: tuple(t.shape) for name, t in info.space.tensors.items()}
     if info.space.whitening and shapes != {"center": (size,), "matrix": (size, size)}:
         raise ArtifactError(f"the whitening of items of shape {info.shape} has tensors of shape {shapes}")
+    kind = registry().load("labels", card["labels"]["name"], "the card")
+    # Cards of the first release named no options of the labels.
+    labels = kind.load(_below(tensors, "labels."), info.num_classes, **card["labels"].get("options", {}))
     decoder = registry().load("decoder", card["decoder"]["name"], "the card")
-    store = decoder(info, card["budget"]["items"], **card["decoder"]["options"])
+    store = decoder(info, labels.classes, **card["decoder"]["options"])
     store.load(_below(tensors, "store."))
-    labels = registry().load("labels", card["labels"]["name"], "the card")
     return SyntheticSet(
         info=info,
         store=store,
-        labels=labels.load(_below(tensors, "labels."), info.num_classes),
+        labels=labels,
         protocol=card["protocol"],
         provenance=card["provenance"],
         privacy=card["privacy"],

@@ -14,7 +14,7 @@ import ddfed
 from ddfed.artifact import SyntheticSet
 from ddfed.data import Task, TaskInfo
 from ddfed.devices import resolve_device, set_threads
-from ddfed.distill import Checkpointing, StepEvent, distill
+from ddfed.distill import Checkpointing, StepEvent, distill, empty_store
 from ddfed.domain import Domain
 from ddfed.evaluate import Measurement, evaluate
 from ddfed.gate import PlainGate
@@ -61,9 +61,12 @@ def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
         ("pool", parts.pool),
         ("labels", parts.labels),
         ("protocol", parts.protocol),
+        ("sampler", parts.sampler),
     ):
         registry().get(kind, name, f"distill.{kind}")
-    registry().load("decoder", parts.store, "distill.store")(info, 1, **parts.store_options)
+    registry().load("sampler", parts.sampler, "distill.sampler")(**parts.sampler_options)
+    domain.augmentation(parts.teacher.augment, info)
+    empty_store(parts, info, range(info.num_classes))
 
 
 def check_distill(settings: DistillSettings) -> None:
@@ -80,9 +83,10 @@ def check_distill(settings: DistillSettings) -> None:
         domain.network(network, task.info)
     if settings.evaluate.protocol:
         registry().get("protocol", settings.evaluate.protocol, "evaluate.protocol")
-    store = registry().load("decoder", parts.store)(task.info, 1, **parts.store_options)
     if parts.init != "noise" and not parts.top_up:
-        check_budget(task.train, parts.ipc * store.seeds_per_item, PlainGate(task.train).held(parts.min_count))
+        held = PlainGate(task.train).held(parts.min_count)
+        store = empty_store(parts, task.info, held)
+        check_budget(task.train, store.items // max(1, len(held)) * store.seeds_per_item, held)
 
 
 class _Recorder:
@@ -94,7 +98,7 @@ class _Recorder:
     @hookimpl
     def ddfed_on_step(self, event: StepEvent) -> None:
         every = max(1, event.steps // 200)
-        if event.step % every == 0 or event.step in (1, event.steps):
+        if not event.phase and (event.step % every == 0 or event.step in (1, event.steps)):
             self.folder.event("step", step=event.step, **event.values)
         self.watching.step(event)
 

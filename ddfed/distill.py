@@ -14,17 +14,19 @@ import torch
 from torch import Tensor
 
 from ddfed.artifact import SyntheticSet
+from ddfed.data import TaskInfo
 from ddfed.devices import keep_memory
-from ddfed.domain import Domain
+from ddfed.domain import Augmentation, Domain, Network
 from ddfed.errors import ConfigError, DataError, DivergedError, one_of
 from ddfed.gate import Gate
 from ddfed.match import Cotangent, Judgement, Objective, Precision
-from ddfed.pool import ModelPool, PoolContext
+from ddfed.pool import ModelPool, PoolContext, trained_network
 from ddfed.registry import manager, registry
+from ddfed.sample import Sampler
 from ddfed.seeds import Streams
 from ddfed.select import select_rows
 from ddfed.settings import PartSettings
-from ddfed.store import LabelStore, Store
+from ddfed.store import LabelStore, Store, view_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class StepEvent:
         step: 1-based number of the step just made.
         steps: how many there will be.
         values: ``loss`` and whatever the method adds.
+        phase: empty for the outer loop; else what is done before it, such as ``"network teacher"``.
     """
 
     scope: str
     step: int
     steps: int
     values: Mapping[str, float]
+    phase: str = ""
 
 
 @dataclass
@@ -66,10 +70,12 @@ class Kit:
     store: Store
     labels: LabelStore
     pool: ModelPool
+    sampler: Sampler
     objective: Objective
     outer: Outer
     context: PoolContext
-    augmentation: Any
+    augmentation: Augmentation | None
+    teacher: Network | None
 
 
 def distill(
@@ -108,7 +114,7 @@ def distill(
         DivergedError: the loss stopped being finite.
     """
     keep_memory()
-    kit = _assemble(gate, domain, parts, streams, classes, center, start, device or torch.device("cpu"))
+    kit = _assemble(gate, domain, parts, streams, scope, classes, center, start, device or torch.device("cpu"))
     first = 0
     if checkpointing and checkpointing.resume:
         first = _restore(kit, checkpointing.resume)
@@ -119,6 +125,7 @@ def distill(
         if checkpointing and ((step + 1) % checkpointing.every == 0 or step + 1 == parts.steps):
             checkpointing.save(_snapshot(kit, step + 1))
     kit.outer.release()
+    _teach(kit)
     for stored in (*kit.store.params.values(), *kit.labels.params.values()):
         if not bool(torch.isfinite(stored).all()):
             raise DivergedError(
@@ -145,7 +152,7 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
         rows, origin = kit.store.decode(items)
         # Decoded once; objectives see a leaf, and what they return is pushed through the decoder.
         x = rows.detach().to(kit.context.device).requires_grad_()
-        targets = kit.labels.targets(items[origin])
+        targets = kit.labels.targets(items[origin], view_of(origin))
         y = targets.detach().to(kit.context.device).requires_grad_(targets.requires_grad)
         cotangent = kit.objective(
             Judgement(
@@ -161,6 +168,8 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
                 step=step,
                 streams=streams,
                 device=kit.context.device,
+                sampler=kit.sampler,
+                expert=kit.pool.expert,
             )
         )
         if not math.isfinite(cotangent.loss) or not bool(torch.isfinite(cotangent.x).all()):
@@ -176,7 +185,16 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
 def _decoded(kit: Kit) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         rows, origin = kit.store.decode(torch.arange(kit.store.items))
-        return rows.to(kit.context.device), kit.labels.targets(origin).detach().to(kit.context.device)
+        targets = kit.labels.targets(origin, view_of(origin))
+        return rows.to(kit.context.device), targets.detach().to(kit.context.device)
+
+
+def _teach(kit: Kit) -> None:
+    if kit.teacher is None:
+        return
+    with torch.no_grad():
+        rows, origin = kit.store.decode(torch.arange(kit.store.items))
+        kit.labels.teach(kit.teacher, rows.to(kit.context.device), origin, view_of(origin))
 
 
 class Outer:
@@ -226,6 +244,7 @@ def _assemble(
     domain: Domain,
     parts: PartSettings,
     streams: Streams,
+    scope: str,
     classes: Sequence[int] | None,
     center: Mapping[str, Tensor] | None,
     start: Mapping[str, Tensor] | None,
@@ -251,26 +270,38 @@ def _assemble(
         center=center,
         augmentation=augmentation,
         device=device,
+        augmentation_named=lambda name: domain.augmentation(name, info),
+        report=lambda what, done, total: manager().hook.ddfed_on_step(event=StepEvent(scope, done, total, {}, what)),
     )
-    item_class = torch.tensor(held).repeat_interleave(parts.ipc)
-    store = registry().load("decoder", parts.store, "distill.store")(info, len(item_class), **parts.store_options)
+    store = empty_store(parts, info, held)
     _initialise(store, gate, parts, context, start)
-    labels = registry().load("labels", parts.labels, "distill.labels")(item_class, info.num_classes)
-    objective = registry().load("objective", parts.objective, "distill.objective")
+    labels = registry().load("labels", parts.labels, "distill.labels")(
+        store.classes, info.num_classes, store.rows_per_item, **parts.labels_options
+    )
     pool = registry().load("pool", parts.pool, "distill.pool")
-    unknown = set(parts.pool_options) - set(pool.defaults)
-    if unknown:
-        raise ConfigError(f"pool {parts.pool!r} has no option {sorted(unknown)[0]!r}; it knows {sorted(pool.defaults)}")
-    return Kit(
+    kit = Kit(
         store=store,
         labels=labels,
         # Selection makes no step, so it needs no network at all.
         pool=pool(context, **parts.pool_options) if parts.steps else _NoPool(context),
-        objective=objective(Precision(parts.bf16, parts.compile), **parts.objective_options),
+        sampler=registry().load("sampler", parts.sampler, "distill.sampler")(**parts.sampler_options),
+        objective=registry().load("objective", parts.objective, "distill.objective")(
+            Precision(parts.bf16, parts.compile), **parts.objective_options
+        ),
         outer=Outer(store, labels, parts),
         context=context,
         augmentation=augmentation,
+        teacher=trained_network(context, parts.teacher.training(), "teacher") if labels.taught else None,
     )
+    _teach(kit)
+    return kit
+
+
+def empty_store(parts: PartSettings, info: TaskInfo, classes: Sequence[int]) -> Store:
+    """The parametrisation of ``parts`` for these classes, with as many items as the budget holds."""
+    kind = registry().load("decoder", parts.store, "distill.store")
+    per_class = kind.items_per_class(info, parts.ipc, len(classes), **parts.store_options)
+    return kind(info, torch.tensor(list(classes)).repeat_interleave(per_class), **parts.store_options)
 
 
 class _NoPool(ModelPool):
@@ -289,6 +320,7 @@ def _initialise(
         store.load(start)
         return
     shape = (store.items, store.seeds_per_item, *gate.info.shape)
+    per_class = store.items // len(context.classes)
     if parts.init == "noise":
         store.fill(torch.randn(shape, generator=context.streams.torch("init noise")))
         return
@@ -296,7 +328,7 @@ def _initialise(
     data = gate.raw(f"initialisation by {parts.init}")
     try:
         rows = select_rows(
-            data, selector, parts.ipc * store.seeds_per_item, context, top_up=parts.top_up, **parts.init_options
+            data, selector, per_class * store.seeds_per_item, context, top_up=parts.top_up, **parts.init_options
         )
     except TypeError as error:
         raise ConfigError(
@@ -313,6 +345,8 @@ def _snapshot(kit: Kit, step: int) -> dict[str, Any]:
         "optimizer": kit.outer.optimizer.state_dict(),
         "average": kit.outer.average,
         "pool": kit.pool.state(),
+        "sampler": kit.sampler.state(),
+        "objective": kit.objective.state(),
         "ledger": kit.context.gate.ledger.to_json(),
     }
 
@@ -328,8 +362,10 @@ def _restore(kit: Kit, tree: Mapping[str, Any]) -> int:
     kit.outer.optimizer.load_state_dict(dict(tree["optimizer"]))
     kit.outer.average = {k: v.clone() for k, v in tree["average"].items()}
     kit.pool.load(tree["pool"])
+    kit.sampler.load(tree["sampler"])
+    kit.objective.load(tree["objective"])
     kit.context.gate.ledger.counts = Ledger.from_json(tree["ledger"]).counts
     return int(tree["step"])
 
 
-__all__ = ["Checkpointing", "Outer", "StepEvent", "distill"]
+__all__ = ["Checkpointing", "Outer", "StepEvent", "distill", "empty_store"]

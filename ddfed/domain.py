@@ -39,6 +39,14 @@ class Network(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """What engines that look inside match: the activations after each nonlinearity, then `embed`'s result.
+
+        Activations are (rows, channels, *positions) or (rows, width), in the order of the forward pass. A
+        network that does not open itself gives the last alone.
+        """
+        return [self.embed(x)]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.embed(x))
 

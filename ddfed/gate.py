@@ -9,14 +9,14 @@ and refuses `raw`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ddfed.data import Batch, RealData, TaskInfo
-from ddfed.errors import ConfigError, DataError
+from ddfed.errors import ConfigError, DataError, GateError
 from ddfed.ledger import Ledger, PrivacyEvent
 
 Contribution = Callable[[Batch], Tensor]
@@ -33,6 +33,7 @@ class Query:
         rows: rows drawn per class (``per_class``) or over all classes together; None for every row.
         per_class: draw ``rows`` of every class instead of ``rows`` in all.
         top_up: draw with replacement where a class has fewer than ``rows`` (FedDM); else take all it has.
+        among: draw among these rows only (row numbers that `Gate.each` gave, int64), or None for all.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Query:
     rows: int | None = None
     per_class: bool = True
     top_up: bool = False
+    among: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,25 @@ class Answer:
     def means(self) -> Tensor:
         """(groups, width); zero where nothing took part."""
         return self.sums / self.counts.clamp(min=1).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Contributions of single rows, nothing summed.
+
+    Args:
+        values: (rows, width) float32.
+        groups: row i belongs to ``query.classes[groups[i]]``, (rows,) int64; rows of a group stand together.
+        rows: row numbers for `Query.among`, (rows,) int64.
+    """
+
+    values: Tensor
+    groups: Tensor
+    rows: Tensor
+
+    def split(self, count: int) -> tuple[Tensor, ...]:
+        """The values of each of the ``count`` groups, (rows of the group, width)."""
+        return self.values.split(torch.bincount(self.groups, minlength=count).tolist())
 
 
 class Gate(ABC):
@@ -88,6 +109,40 @@ class Gate(ABC):
         Returns:
             The summed gradients, and the number of rows to divide by.
         """
+
+    def class_gradients(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], Tensor]:
+        """As `gradient`, for each class apart.
+
+        Returns:
+            For each parameter the summed gradients, (groups, *shape of the parameter), and the rows that took
+            part in each group, (groups,) float32.
+        """
+        asked = [self.gradient(replace(query, classes=(c,)), parameters, loss, generator) for c in query.classes]
+        stacked = [torch.stack(grads) for grads in zip(*(grads for grads, _ in asked))]
+        return stacked, torch.tensor([float(count) for _, count in asked])
+
+    def each(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Rows:
+        """The contributions of single rows, for statistics that are no sums (kernels, quantiles, distances).
+
+        Args:
+            query: which rows, grouped how.
+            contribution: as in `sums`.
+            generator: draws the rows.
+
+        Raises:
+            GateError: the gate answers sums only.
+        """
+        raise GateError(f"this gate answers sums only, not single rows ({query.name})")
+
+    def counts(self) -> Tensor:
+        """Rows of each class of the task, (classes,) int64. A private gate answers under its mechanism.
+
+        Raises:
+            GateError: the gate does not tell.
+        """
+        raise GateError("this gate does not tell how many rows a class has")
 
     @abstractmethod
     def held(self, minimum: int = 1) -> tuple[int, ...]:
@@ -126,6 +181,10 @@ class PlainGate(Gate):
     def held(self, minimum: int = 1) -> tuple[int, ...]:
         return tuple(torch.nonzero(self.data.class_counts >= max(minimum, 1)).flatten().tolist())
 
+    def counts(self) -> Tensor:
+        self.ledger.append(PrivacyEvent("none", "class counts", self.scope))
+        return self.data.class_counts.clone()
+
     def raw(self, purpose: str) -> RealData:
         self.ledger.append(PrivacyEvent("raw", purpose, self.scope))
         return self.data
@@ -133,26 +192,42 @@ class PlainGate(Gate):
     def sums(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Answer:
         self.ledger.append(PrivacyEvent("none", query.name, self.scope))
         rows = self._draw(query, generator)
-        if not len(rows):
-            raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
-        group_of = torch.full((self.info.num_classes,), -1)
-        group_of[list(query.classes)] = torch.arange(len(query.classes))
+        groups = self._groups(query, rows)
         total: Tensor | None = None
-        for part in self._passes(rows):
-            batch = self.data.batch(part)
-            with torch.no_grad():
-                values = contribution(batch).to(torch.float32)
-            if values.ndim != 2 or len(values) != len(batch):
-                raise ConfigError(
-                    f"query {query.name!r}: a contribution must have shape (rows, width) with {len(batch)} rows, "
-                    f"got {tuple(values.shape)}"
-                )
+        for part, values in self._contributions(query, contribution, rows):
             if total is None:
                 total = values.new_zeros(len(query.classes), values.shape[1])
-            total.index_add_(0, group_of[batch.classes].to(values.device), values)
+            total.index_add_(0, groups[part].to(values.device), values)
         assert total is not None
-        counts = torch.bincount(group_of[self.data.labels[rows]], minlength=len(query.classes))
-        return Answer(total, counts.to(total))
+        return Answer(total, torch.bincount(groups, minlength=len(query.classes)).to(total))
+
+    def each(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Rows:
+        self.ledger.append(PrivacyEvent("rows", query.name, self.scope))
+        rows = self._draw(query, generator)
+        rows = rows[torch.argsort(self._groups(query, rows), stable=True)]
+        values = torch.cat([values for _, values in self._contributions(query, contribution, rows)])
+        return Rows(values, self._groups(query, rows), rows)
+
+    def _groups(self, query: Query, rows: Tensor) -> Tensor:
+        group_of = torch.full((self.info.num_classes,), -1)
+        group_of[list(query.classes)] = torch.arange(len(query.classes))
+        return group_of[self.data.labels[rows]]
+
+    def _contributions(self, query: Query, contribution: Contribution, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The contributions of ``rows``, pass by pass."""
+        if not len(rows):
+            raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
+        begin = 0
+        for part in self._passes(rows):
+            with torch.no_grad():
+                values = contribution(self.data.batch(part)).to(torch.float32)
+            if values.ndim != 2 or len(values) != len(part):
+                raise ConfigError(
+                    f"query {query.name!r}: a contribution must have shape (rows, width) with {len(part)} rows, "
+                    f"got {tuple(values.shape)}"
+                )
+            yield slice(begin, begin + len(part)), values
+            begin += len(part)
 
     def gradient(
         self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
@@ -172,6 +247,8 @@ class PlainGate(Gate):
 
     def _draw(self, query: Query, generator: torch.Generator) -> Tensor:
         index = [self.data.class_index[c] for c in query.classes]
+        if query.among is not None:
+            index = [members[torch.isin(members, query.among)] for members in index]
         if not query.per_class:
             index = [torch.cat(index).sort().values]
         return torch.cat([_pick(members, query.rows, query.top_up, generator) for members in index])

@@ -16,7 +16,8 @@ class PrivacyEvent:
     """One touch of real data.
 
     Args:
-        mechanism: ``"none"`` for exact sums, ``"raw"`` when records were handed out, else the mechanism's name.
+        mechanism: ``"none"`` for exact sums, ``"rows"`` for statistics of single records, ``"raw"`` when records were
+            handed out, else the mechanism's name.
         query: what was asked, such as ``"class means"``.
         scope: whose records: the data set, or the client.
         unit: what one contribution belongs to: ``"record"``, ``"client"``, ...
@@ -51,7 +52,7 @@ class Ledger:
         """One sentence for the card; a plugin that accounts replaces it."""
         if not self.counts:
             return "No real data was touched."
-        if any(event.mechanism in ("none", "raw") for event in self.counts):
+        if any(event.mechanism in ("none", "rows", "raw") for event in self.counts):
             raw = any(event.mechanism == "raw" for event in self.counts)
             return "No formal privacy guarantee: " + (
                 "synthetic items start from real records." if raw else "real data was read without noise."

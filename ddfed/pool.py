@@ -38,6 +38,8 @@ class PoolContext:
         center: weights around which `exact` and `ball` draw (a state dict).
         augmentation: used while networks train on the synthetic set; None for none.
         device: where networks live.
+        augmentation_named: the domain's augmentation of a name, for pools that train networks as a paper does.
+        report: told (what, steps done, steps in all) while networks are trained beforehand.
     """
 
     build: Callable[[], Network]
@@ -47,6 +49,8 @@ class PoolContext:
     center: Mapping[str, Tensor] | None = None
     augmentation: Augmentation | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    augmentation_named: Callable[[str], Augmentation | None] = lambda name: None
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
 
     def fresh(self, *names: str | int) -> Network:
         """A new network whose weights come from the stream ``names``."""
@@ -67,13 +71,19 @@ class ModelPool(ABC):
 
     Args:
         ctx: see `PoolContext`.
-        options: the pool's own settings; unknown ones are refused by the registry's caller.
+        options: the pool's own settings.
+
+    Raises:
+        ConfigError: an unknown option.
     """
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, ctx: PoolContext, **options: Any) -> None:
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            raise ConfigError(f"pool {self.name!r} has no option {unknown[0]!r}; it knows {sorted(self.defaults)}")
         self.ctx = ctx
         self.options = {**self.defaults, **options}
 
@@ -94,6 +104,11 @@ class ModelPool(ABC):
     def skill(self) -> float:
         """Running training accuracy of the drawn network in percent (IDM's class weight); 0 if untrained."""
         return 0.0
+
+    @property
+    def expert(self) -> Network | None:
+        """A network trained on real data that goes with the drawn one, weights frozen; None if there is none."""
+        return None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond the streams."""
@@ -341,17 +356,75 @@ class BallPool(ExactPool):
         return self._net
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained on real data, in steps through the gate.
+
+    Args:
+        steps: training steps.
+        batch: real rows per step, over all classes.
+        lr, momentum, weight_decay: of SGD.
+        augment: name of the domain's augmentation, a draw of its own for each row; the IDC line's pools use one.
+    """
+
+    steps: int = 300
+    batch: int = 256
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "none"
+
+
+def trained_network(
+    ctx: PoolContext,
+    training: Training,
+    *names: str | int,
+    on_step: Callable[[int, Network], None] | None = None,
+) -> Network:
+    """A fresh network trained on real data; its randomness hangs below the stream ``names``.
+
+    Args:
+        ctx: see `PoolContext`; its ``report`` is told how far it is.
+        training: how.
+        names: which network.
+        on_step: called with (steps done, network) after each step, and with 0 before the first.
+
+    Returns:
+        The network in evaluation mode, weights frozen.
+    """
+    net = ctx.fresh(*names)
+    optimizer = torch.optim.SGD(
+        net.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    augmentation = ctx.augmentation_named(training.augment)
+    title = "network " + " ".join(map(str, names))
+    if on_step:
+        on_step(0, net)
+    for step in range(training.steps):
+        train_on_real(net, optimizer, ctx, training.batch, (*names, step), augmentation)
+        ctx.report(title, step + 1, training.steps)
+        if on_step:
+            on_step(step + 1, net)
+    return net.eval().requires_grad_(False)
+
+
 def train_on_real(
-    net: Network, optimizer: torch.optim.Optimizer, ctx: PoolContext, rows: int, names: tuple[str | int, ...]
+    net: Network,
+    optimizer: torch.optim.Optimizer,
+    ctx: PoolContext,
+    rows: int,
+    names: tuple[str | int, ...],
+    augmentation: Augmentation | None = None,
 ) -> tuple[int, int]:
     """One training step on real rows, through the gate; returns (right, rows) of the training batch."""
     net.train().requires_grad_(True)
     parameters = list(net.parameters())
     right = 0
+    draws = ctx.streams.torch(*names, "augment")
 
     def loss(batch: Batch) -> Tensor:
         nonlocal right
-        logits = net(batch.inputs.to(ctx.device))
+        logits = net(_augmented(batch.inputs.to(ctx.device), augmentation, draws))
         classes = batch.classes.to(ctx.device)
         right += int((logits.detach().argmax(1) == classes).sum())
         return F.cross_entropy(logits, classes, reduction="none")

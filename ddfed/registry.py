@@ -29,6 +29,7 @@ KINDS = {
     "objective": "a matching engine",
     "decoder": "a parametrisation of the synthetic items",
     "labels": "a label store",
+    "sampler": "a choice of the real rows of a step",
     "pool": "a schedule of the networks that judge",
     "selector": "a choice of real items, and the initialisation of synthetic ones",
     "protocol": "an evaluation recipe",

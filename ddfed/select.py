@@ -15,7 +15,7 @@ from torch import Tensor
 from ddfed.data import RealData
 from ddfed.domain import Network
 from ddfed.errors import BudgetError
-from ddfed.pool import PoolContext, train_on_real
+from ddfed.pool import PoolContext, Training, trained_network
 
 Choose = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -132,7 +132,7 @@ def select_rows(
     """
     if not top_up:
         check_budget(data, per_class, ctx.classes)
-    net = _trained(ctx, train_steps) if selector.trained else None
+    net = trained_network(ctx, Training(train_steps), "selection") if selector.trained else None
     chosen = []
     for c in ctx.classes:
         members = data.class_index[c]
@@ -144,14 +144,6 @@ def select_rows(
             picks = torch.cat([picks, members[extra]])
         chosen.append(picks)
     return torch.cat(chosen)
-
-
-def _trained(ctx: PoolContext, steps: int) -> Network:
-    net = ctx.fresh("selection")
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    for step in range(steps):
-        train_on_real(net, optimizer, ctx, 256, ("selection", step))
-    return net.eval()
 
 
 def _features(data: RealData, members: Tensor, net: Network) -> Tensor:

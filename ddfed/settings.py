@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.registry import registry
+
+if TYPE_CHECKING:
+    from ddfed.pool import Training
 
 
 class Settings(BaseModel):
@@ -29,13 +32,30 @@ class DataSettings(Settings):
     test_limit: int | None = Field(None, ge=1, description="use only this many test rows (class-balanced)")
 
 
+class TeacherSettings(Settings):
+    """The network trained on real data that gives taught labels (label stores `teacher`, `gift`, ...)."""
+
+    steps: int = Field(300, ge=1, description="training steps; fewer make an early-stopped expert")
+    batch: int = Field(256, ge=1, description="real rows per step")
+    lr: float = Field(0.01, gt=0, description="step size of SGD")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    augment: str = Field("none", description="augmentation while it trains")
+
+    def training(self) -> Training:
+        """As the pools take it."""
+        from ddfed.pool import Training
+
+        return Training(**self.model_dump())
+
+
 class PartSettings(Settings):
     """The eight parts of a recipe, and how they run.
 
     store -> decode -> label -> augment -> objective(pool, real rows) -> cotangent -> outer step -> evaluate
     """
 
-    ipc: int = Field(10, ge=1, description="stored items per class")
+    ipc: int = Field(10, ge=1, description="budget per class, counted in plain items")
     steps: int = Field(1000, ge=0, description="outer steps; 0 keeps the initialisation (selection)")
     network: str = Field("", description="network that judges; empty for the domain's default")
     init: str = Field("random", description="selector that gives the initial items, or 'noise'")
@@ -44,12 +64,16 @@ class PartSettings(Settings):
     )
     store: str = Field("pixels", description="parametrisation: pixels, multi-formation, mirrored")
     store_options: dict[str, Any] = Field(default_factory=dict, description="options of the store, below")
-    labels: str = Field("hard", description="label store: hard, logits (learned)")
+    labels: str = Field("hard", description="label store: hard, logits (learned), teacher, ...")
+    labels_options: dict[str, Any] = Field(default_factory=dict, description="options of the label store, below")
+    teacher: TeacherSettings = TeacherSettings()
     augment: str = Field("none", description="siamese augmentation of real and synthetic rows")
     objective: str = Field("mean", description="matching engine")
     objective_options: dict[str, Any] = Field(default_factory=dict, description="options of the engine, below")
     pool: str = Field("R", description="which networks judge: R, RS, RT, Q, exact, ball")
     pool_options: dict[str, Any] = Field(default_factory=dict, description="options of the pool, below")
+    sampler: str = Field("uniform", description="which real rows an engine is shown: uniform, kmeans")
+    sampler_options: dict[str, Any] = Field(default_factory=dict, description="options of the sampler, below")
     scope: Literal["joint", "sequential"] = Field("joint", description="one step for all classes, or one per class")
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="of the stored values: sgd or adam")
     lr: float = Field(1.0, gt=0, description="step size of the stored values")

@@ -89,9 +89,8 @@ def synthetic_subject(syn: SyntheticSet, name: str, device: torch.device) -> Sub
 
 
 def random_subject(syn: SyntheticSet, real: RealData, streams: Streams, device: torch.device) -> Subject:
-    """Real items of the same number per class, drawn anew for each repeat; hard labels."""
-    wanted = torch.bincount(syn.labels.classes, minlength=syn.info.num_classes)
-    budget = torch.minimum(wanted, real.class_counts).tolist()
+    """Real items of the same bytes per class, drawn anew for each repeat; hard labels."""
+    budget = torch.minimum(syn.budget, real.class_counts).tolist()
 
     def make(repeat: int) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int, RowLoss]:
         generator = streams.torch("random subset", repeat)

@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ddfed.domain import Augmentation, Network
+from ddfed.domain import Augmentation, Draw, Network
 from ddfed.errors import ConfigError
-from ddfed.gate import Gate
+from ddfed.gate import Gate, Query
+from ddfed.sample import Sampler, UniformSampler
 from ddfed.seeds import Streams
 
 
@@ -74,6 +75,8 @@ class Judgement:
         step: outer step, 0-based.
         streams: named by the objective itself, so that a resumed run draws the same.
         device: where networks and rows live.
+        sampler: narrows what is asked of the gate; see `ask`.
+        expert: a network trained on real data that goes with ``net``, or None.
     """
 
     net: Network
@@ -88,6 +91,28 @@ class Judgement:
     step: int
     streams: Streams
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sampler: Sampler = field(default_factory=UniformSampler)
+    expert: Network | None = None
+
+    def ask(self, name: str, rows: int | None, *, top_up: bool = False) -> Query:
+        """A query for ``rows`` real rows of each judged class, narrowed by the sampler."""
+        query = Query(name, self.classes, rows, top_up=top_up)
+        return self.sampler.narrow(query, self.gate, self.net, self.step, self.streams)
+
+    def draw_siamese(self) -> Draw | None:
+        """One augmentation draw for each class of the task, the same however classes are chunked; None for none."""
+        if self.augmentation is None:
+            return None
+        return self.augmentation.draw(self.gate.info.num_classes, self._stream("siamese"))
+
+    def real_stream(self) -> torch.Generator:
+        """Draws the real rows of this judgement."""
+        return self._stream("real")
+
+    def _stream(self, name: str) -> torch.Generator:
+        # A recipe that steps class by class draws anew for each, under a name of its own.
+        scope = () if len(self.classes) != 1 else (self.classes[0],)
+        return self.streams.torch(name, self.step, *scope)
 
 
 class Objective(ABC):
@@ -113,6 +138,13 @@ class Objective(ABC):
     @abstractmethod
     def __call__(self, judgement: Judgement) -> Cotangent:
         """Judge the rows."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond the streams; empty for an engine without memory."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Inverse of `state`."""
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from torch import Tensor
 from ddfed.data import Batch
 from ddfed.domain import Draw, Network
 from ddfed.errors import ConfigError
-from ddfed.gate import Query
 from ddfed.match.base import Cotangent, Judgement, Objective, real_side
 
 
@@ -92,7 +91,7 @@ class MeanMatching(Objective):
                 "this network has BatchNorm, which mixes rows: matching all classes in one forward would be "
                 "another method. Use a network with instance norm ('convnet') or step class by class."
             )
-        draw = self._draw(j)
+        draw = j.draw_siamese()
         real = self._real_means(j, draw).to(j.device)
         grad, loss = torch.zeros_like(j.x), 0.0
         targets_grad = torch.zeros_like(j.y) if j.y.requires_grad else None
@@ -104,16 +103,6 @@ class MeanMatching(Objective):
                 targets_grad += piece.y
         return Cotangent(grad, targets_grad, loss)
 
-    def _draw(self, j: Judgement) -> Draw | None:
-        if j.augmentation is None:
-            return None
-        # One entry per class of the task, so that a class gets the same transform however classes are chunked.
-        return j.augmentation.draw(j.gate.info.num_classes, j.streams.torch("siamese", j.step, *self._scope(j)))
-
-    @staticmethod
-    def _scope(j: Judgement) -> tuple[str | int, ...]:
-        return () if len(j.classes) != 1 else (j.classes[0],)
-
     def _real_means(self, j: Judgement, draw: Draw | None) -> Tensor:
         def contribution(batch: Batch) -> Tensor:
             x = batch.inputs.to(j.device)
@@ -123,8 +112,8 @@ class MeanMatching(Objective):
                 tapped = self._tap(j.net, x, self.options["logits"])
             return torch.cat([t.to(torch.float32) for t in tapped], 1)
 
-        query = Query("class-mean features", j.classes, self.options["rows"], top_up=self.options["top_up"])
-        return j.gate.sums(query, contribution, j.streams.torch("real", j.step, *self._scope(j))).means
+        query = j.ask("class-mean features", self.options["rows"], top_up=self.options["top_up"])
+        return j.gate.sums(query, contribution, j.real_stream()).means
 
     def _tap(self, net: Network, x: Tensor, logits: bool) -> list[Tensor]:
         """Features of a network, and logits if wanted, from one pass."""

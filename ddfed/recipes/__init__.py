@@ -1,5 +1,23 @@
-"""The methods, by family. A recipe is a declaration; the loop is `ddfed.distill`."""
+"""The methods, by family. A recipe is a declaration; the loop is `ddfed.distill`.
 
-from ddfed.recipes.base import Preset, Published, Recipe
+A family is a module of constants. Importing all of them loads no torch, so lists may read them.
+"""
 
-__all__ = ["Preset", "Published", "Recipe"]
+from collections.abc import Iterator
+from types import ModuleType
+
+from ddfed.recipes import moments, selection
+from ddfed.recipes.base import Preset, Published, Recipe, laptop
+
+FAMILIES: tuple[ModuleType, ...] = (moments, selection)
+
+
+def builtin() -> Iterator[tuple[str, Recipe]]:
+    """Every recipe of the house with the target a registry loads it from, ``"module:CONSTANT"``."""
+    for module in FAMILIES:
+        for constant, value in vars(module).items():
+            if isinstance(value, Recipe):
+                yield f"{module.__name__}:{constant}", value
+
+
+__all__ = ["Preset", "Published", "Recipe", "builtin", "laptop"]

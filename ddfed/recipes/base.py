@@ -54,6 +54,12 @@ class Recipe:
         title: what it optimises, in one line.
         citation: authors, title, venue.
         defaults: settings of the parts (`ddfed.settings.PartSettings`), the paper's.
+        idea: two or three sentences for its page.
+        equation: what is minimised, as text or TeX between dollar signs.
+        cost: what a run costs, in words: passes, memory, what it needs beforehand.
+        fails: when it does badly, and what to take instead.
+        needs: what a domain or gate must offer, such as ``"second order"``, ``"cell axes"``, ``"single rows"``.
+        expense: low, medium or high, for lists.
         presets: differences for data sets and budgets, the later ones on top.
         published: figures to hold against.
         departures: where this recipe departs from the paper, each with its reason.
@@ -64,6 +70,17 @@ class Recipe:
     title: str
     citation: str
     defaults: Mapping[str, Any]
+    idea: str = ""
+    equation: str = ""
+    cost: str = ""
+    fails: str = ""
+    needs: tuple[str, ...] = ()
+    expense: str = "low"
     presets: tuple[Preset, ...] = ()
     published: tuple[Published, ...] = ()
     departures: tuple[str, ...] = field(default=())
+
+
+def laptop(**values: Any) -> Preset:
+    """The preset for digits that runs in a minute or two on a laptop; ours, no paper has it."""
+    return Preset(values, ("digits",), source="ours, for minutes on a laptop")

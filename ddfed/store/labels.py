@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddfed.errors import ArtifactError
+from ddfed.domain import Network
+from ddfed.errors import ArtifactError, ConfigError
 
 
 class LabelStore(ABC):
@@ -18,19 +20,51 @@ class LabelStore(ABC):
     Args:
         classes: the class each item was made for, (items,) int64.
         num_classes: number of classes of the task.
+        views: rows that an item decodes to; a store of labels may keep one for each.
+        options: the store's own settings, JSON values; kept unchanged.
+
+    Raises:
+        ConfigError: an unknown option.
     """
 
     name: ClassVar[str]
     loss_name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    #: `teach` must be called: the labels are a trained network's answers
+    taught: ClassVar[bool] = False
 
-    def __init__(self, classes: Tensor, num_classes: int) -> None:
+    def __init__(self, classes: Tensor, num_classes: int, views: int = 1, **options: Any) -> None:
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            raise ConfigError(
+                f"label store {self.name!r} has no option {unknown[0]!r}; it knows {sorted(self.defaults)}"
+            )
         self.classes = classes
         self.num_classes = num_classes
+        self.views = views
+        self.options = {**self.defaults, **options}
         self.params: dict[str, Tensor] = {}
 
     @abstractmethod
-    def targets(self, items: Tensor) -> Tensor:
-        """What `loss` takes for the given items."""
+    def targets(self, items: Tensor, views: Tensor | None = None) -> Tensor:
+        """What `loss` takes.
+
+        Args:
+            items: item of each row, (rows,).
+            views: which view of its item each row is, (rows,); see `ddfed.store.view_of`. None for the first.
+        """
+
+    def teach(self, teacher: Network, rows: Tensor, items: Tensor, views: Tensor) -> None:  # noqa: B027 - optional
+        """Take labels from a network trained on real data.
+
+        Called when items are filled, and again when they are finished.
+
+        Args:
+            teacher: in evaluation mode.
+            rows: decoded rows in model space on the teacher's device.
+            items: item of each row.
+            views: view of each row.
+        """
 
     @staticmethod
     @abstractmethod
@@ -43,7 +77,7 @@ class LabelStore(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, tensors: dict[str, Tensor], num_classes: int) -> LabelStore:
+    def load(cls, tensors: dict[str, Tensor], num_classes: int, **options: Any) -> LabelStore:
         """Inverse of `tensors`. Raises `ArtifactError` when something is missing or out of range."""
 
 
@@ -62,7 +96,7 @@ class HardLabels(LabelStore):
     name = "hard"
     loss_name = "cross-entropy"
 
-    def targets(self, items: Tensor) -> Tensor:
+    def targets(self, items: Tensor, views: Tensor | None = None) -> Tensor:
         return self.classes[items]
 
     @staticmethod
@@ -73,8 +107,8 @@ class HardLabels(LabelStore):
         return {"classes": self.classes}
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor], num_classes: int) -> HardLabels:
-        return cls(_classes(tensors, num_classes), num_classes)
+    def load(cls, tensors: dict[str, Tensor], num_classes: int, **options: Any) -> HardLabels:
+        return cls(_classes(tensors, num_classes), num_classes, **options)
 
 
 class LogitLabels(LabelStore):
@@ -82,18 +116,20 @@ class LogitLabels(LabelStore):
 
     The stored values are logits: a second softmax elsewhere halves the accuracy.
 
-    Args:
+    Options:
         strength: initial logit of the item's own class; 0 elsewhere.
     """
 
     name = "logits"
     loss_name = "soft cross-entropy of softmax(logits)"
+    defaults = {"strength": 5.0}
 
-    def __init__(self, classes: Tensor, num_classes: int, strength: float = 5.0) -> None:
-        super().__init__(classes, num_classes)
-        self.params = {"logits": (F.one_hot(classes, num_classes) * strength).float().requires_grad_()}
+    def __init__(self, classes: Tensor, num_classes: int, views: int = 1, **options: Any) -> None:
+        super().__init__(classes, num_classes, views, **options)
+        logits = F.one_hot(classes, num_classes) * self.options["strength"]
+        self.params = {"logits": logits.float().requires_grad_()}
 
-    def targets(self, items: Tensor) -> Tensor:
+    def targets(self, items: Tensor, views: Tensor | None = None) -> Tensor:
         return self.params["logits"][items]
 
     @staticmethod
@@ -104,8 +140,8 @@ class LogitLabels(LabelStore):
         return {"classes": self.classes, "logits": self.params["logits"].detach()}
 
     @classmethod
-    def load(cls, tensors: dict[str, Tensor], num_classes: int) -> LogitLabels:
-        store = cls(_classes(tensors, num_classes), num_classes)
+    def load(cls, tensors: dict[str, Tensor], num_classes: int, **options: Any) -> LogitLabels:
+        store = cls(_classes(tensors, num_classes), num_classes, **options)
         logits = tensors.get("logits")
         if logits is None or logits.shape != store.params["logits"].shape:
             raise ArtifactError(f"label store 'logits' needs logits of shape {tuple(store.params['logits'].shape)}")

@@ -43,13 +43,13 @@ class Mirrored(Pixels):
 
     name = "mirrored"
 
-    def __init__(self, info: TaskInfo, items: int, **options: Any) -> None:
+    def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
         if info.mirror_axis is None:
             raise ConfigError(
                 f"store 'mirrored' needs items whose mirror image keeps its class; {info.dataset!r} has none. "
                 f"Use 'pixels' or 'multi-formation'."
             )
-        super().__init__(info, items, **options)
+        super().__init__(info, classes, **options)
 
     @property
     def rows_per_item(self) -> int:
@@ -78,7 +78,7 @@ class MultiFormation(Store):
     name = "multi-formation"
     defaults = {"factor": 2}
 
-    def __init__(self, info: TaskInfo, items: int, **options: Any) -> None:
+    def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
         factor = options.get("factor", 2)
         if not info.cell_axes:
             raise ConfigError(f"store 'multi-formation' needs items that can be cut in cells; {info.domain!r} has none")
@@ -87,7 +87,7 @@ class MultiFormation(Store):
             raise ConfigError(
                 f"factor must be an integer from 2 to {shortest} for items of shape {info.shape}, got {factor!r}"
             )
-        super().__init__(info, items, **options)
+        super().__init__(info, classes, **options)
 
     @property
     def factor(self) -> int:

@@ -107,6 +107,11 @@ def check_head_of_embed_is_forward(case: DomainCase) -> None:
             f"{name}: forward must be head(embed)",
             name,
         )
+        _require(
+            torch.allclose(net.stages(rows)[-1], net.embed(rows), atol=1e-5),
+            f"{name}: the last of stages must be embed",
+            name,
+        )
         _require(net.embed(rows).ndim == 2, f"{name}: embed must give (rows, width)", net.embed(rows).shape)
         _require(net(rows).shape == (3, case.task.info.num_classes), f"{name}: logits (rows, classes)", net(rows).shape)
 
@@ -258,16 +263,16 @@ def check_test_split_does_not_leak(case: DomainCase) -> None:
 
 
 class StoreCase:
-    """A parametrisation on a task, made by ``make(items)``."""
+    """A parametrisation on a task, made by ``make(classes)`` for items of these classes."""
 
-    def __init__(self, name: str, make: Callable[[int], Store]) -> None:
+    def __init__(self, name: str, make: Callable[[torch.Tensor], Store]) -> None:
         self.name, self.make = name, make
 
     def __repr__(self) -> str:
         return f"decoder {self.name}"
 
     def filled(self, items: int = 3) -> Store:
-        store = self.make(items)
+        store = self.make(torch.arange(items))
         shape = (items, store.seeds_per_item, *store.info.shape)
         store.fill(torch.rand(shape, generator=Streams(0).torch("store case")))
         return store
@@ -312,7 +317,7 @@ def check_constrain_is_idempotent(case: StoreCase) -> None:
 
 def check_foreign_values_are_refused(case: StoreCase) -> None:
     try:
-        case.make(3).load({"something": torch.zeros(2)})
+        case.make(torch.arange(3)).load({"something": torch.zeros(2)})
     except ArtifactError:
         return
     raise AssertionError(f"foreign tensors were accepted ({_SEE})")
@@ -320,7 +325,7 @@ def check_foreign_values_are_refused(case: StoreCase) -> None:
 
 def check_size_counts_stored_bytes(case: StoreCase) -> None:
     store = case.filled()
-    real = sum(t.numel() * t.element_size() for t in store.params.values())
+    real = sum(t.numel() * t.element_size() for t in store.tensors().values())
     _require(store.size_bytes == real, "size_bytes must be what is stored", (store.size_bytes, real))
 
 

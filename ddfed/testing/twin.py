@@ -32,6 +32,10 @@ class TwinNet(Network):
     def embed(self, x: Tensor) -> Tensor:
         return self.body(x)
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        hidden = self.body(x)
+        return [hidden, hidden]
+
 
 class TwinShift(Augmentation):
     """Adds one drawn number to, or multiplies one drawn number with, all values of a row."""

@@ -101,6 +101,14 @@ class ConvNet(Network):
     def embed(self, x: Tensor) -> Tensor:
         return self.blocks(x).flatten(1)
 
+    def stages(self, x: Tensor) -> list[Tensor]:
+        found = []
+        for block in self.blocks:
+            assert isinstance(block, _ConvBlock)
+            found.append(block.activation(x))
+            x = _halved(found[-1])
+        return [*found, x.flatten(1)]
+
 
 class _ConvBlock(nn.Module):
     def __init__(self, before: int, width: int, padding: int, norm: str) -> None:
@@ -108,9 +116,12 @@ class _ConvBlock(nn.Module):
         self.conv = nn.Conv2d(before, width, 3, padding=padding)
         self.norm = _norm(norm, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def activation(self, x: Tensor) -> Tensor:
         # In place: norms keep their input for the backward pass, not their output; without a norm the conv does.
-        return _halved(torch.relu_(self.norm(self.conv(x))))
+        return torch.relu_(self.norm(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _halved(self.activation(x))
 
 
 class MLP(Network):

@@ -229,7 +229,7 @@ class _Run:
         if self.union is None:
             return None
         info, union = self.task.info, self.union
-        store = Pixels(info, len(union["y"]))
+        store = Pixels(info, union["y"])
         store.load({"x": union["x"]})
         return SyntheticSet(
             info=info,

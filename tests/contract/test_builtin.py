@@ -26,10 +26,10 @@ def test_domain(subject, check):
 
 @parametrize_with_checks(
     [
-        StoreCase("pixels", lambda items: Pixels(INFO, items)),
-        StoreCase("mirrored", lambda items: Mirrored(INFO, items)),
-        StoreCase("multi-formation", lambda items: MultiFormation(INFO, items, factor=2)),
-        StoreCase("multi-formation 3", lambda items: MultiFormation(INFO, items, factor=3)),
+        StoreCase("pixels", lambda classes: Pixels(INFO, classes)),
+        StoreCase("mirrored", lambda classes: Mirrored(INFO, classes)),
+        StoreCase("multi-formation", lambda classes: MultiFormation(INFO, classes, factor=2)),
+        StoreCase("multi-formation 3", lambda classes: MultiFormation(INFO, classes, factor=3)),
     ]
 )
 def test_decoder(subject, check):

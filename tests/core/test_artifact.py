@@ -38,7 +38,7 @@ def whitened_space() -> Space:
 def whitened_set() -> SyntheticSet:
     """Everything the schema can hold: whitening, a decoder with options, learned logits, provenance, events."""
     info = replace(TASK.info, space=whitened_space(), classes=("blob 0", "blåb 1", "blob 2"))
-    store = MultiFormation(info, 3)
+    store = MultiFormation(info, torch.tensor([0, 2, 2]))
     store.fill(torch.rand(3, 4, 2, 4, 4, generator=torch.Generator().manual_seed(1)))
     labels = LogitLabels(torch.tensor([0, 2, 2]), 3, strength=2.0)
     event = {"mechanism": "none", "query": "q", "scope": "dataset", "unit": "record", "parameters": {}, "count": 3}
@@ -86,13 +86,14 @@ def test_the_card_holds_what_is_needed_to_train_and_to_judge(tmp_path: Path):
     assert card["schema"] == SCHEMA == 1 and card["licence"] and card["protocol"] == "E-dc"
     assert card["task"]["classes"][1] == "blåb 1" and card["space"]["kind"] == "whitened"
     assert card["decoder"] == {"name": "multi-formation", "options": {"factor": 2}}
-    assert card["labels"] == {"name": "logits", "loss": LogitLabels.loss_name}
-    assert card["budget"] == {"items": 3, "rows": 12, "items_per_class": [1, 0, 2], "stored_bytes": 3 * 32 * 4}
+    assert card["labels"] == {"name": "logits", "loss": LogitLabels.loss_name, "options": {"strength": 2.0}}
+    held = {"items_per_class": [1, 0, 2], "plain_items_per_class": [1, 0, 2]}
+    assert card["budget"] == {"items": 3, "rows": 12, **held, "stored_bytes": 3 * 32 * 4}
     assert card["sha256"] == hashlib.sha256((tmp_path / TENSORS).read_bytes()).hexdigest()
 
 
 def test_a_set_without_a_ledger_claims_no_privacy():
-    syn = SyntheticSet(TASK.info, Pixels(TASK.info, 1), HardLabels(torch.tensor([0]), 3), "E-dc")
+    syn = SyntheticSet(TASK.info, Pixels(TASK.info, torch.tensor([0])), HardLabels(torch.tensor([0]), 3), "E-dc")
     assert syn.card("")["privacy"]["statement"] == "Unknown: no ledger was kept."
     assert syn.with_provenance(recipe="x").provenance == {"recipe": "x"}
 
@@ -106,7 +107,7 @@ def test_natural_values_are_decoded_clamped_and_labelled():
 
 def test_items_and_labels_must_be_equally_many():
     with pytest.raises(ArtifactError, match="2 items but 1 labels"):
-        SyntheticSet(TASK.info, Pixels(TASK.info, 2), HardLabels(torch.tensor([0]), 3), "E-dc")
+        SyntheticSet(TASK.info, Pixels(TASK.info, torch.tensor([0, 1])), HardLabels(torch.tensor([0]), 3), "E-dc")
 
 
 @pytest.fixture

@@ -249,7 +249,12 @@ def test_subjects_are_compared_on_the_same_initial_weights():
 
 
 def test_random_items_have_the_sets_budget_and_are_new_for_each_network():
-    syn = SyntheticSet(TASK.info, Pixels(TASK.info, 6), HardLabels(torch.tensor([0, 0, 0, 2, 2, 1]), 3), "E-dc")
+    syn = SyntheticSet(
+        TASK.info,
+        Pixels(TASK.info, torch.tensor([0, 0, 0, 2, 2, 1])),
+        HardLabels(torch.tensor([0, 0, 0, 2, 2, 1]), 3),
+        "E-dc",
+    )
     subject = random_subject(syn, TASK.train, Streams(0), CPU)
     draws = []
     for repeat in (0, 1, 0):
@@ -265,7 +270,12 @@ def test_random_items_have_the_sets_budget_and_are_new_for_each_network():
 def test_random_items_of_a_small_class_are_counted_as_they_are():
     """Bug found by this test: the table named items that were not there."""
     few = TASK.train.subset(torch.cat([TASK.train.class_index[0][:1], TASK.train.class_index[1]]))
-    syn = SyntheticSet(TASK.info, Pixels(TASK.info, 5), HardLabels(torch.tensor([0, 0, 1, 1, 2]), 3), "E-dc")
+    syn = SyntheticSet(
+        TASK.info,
+        Pixels(TASK.info, torch.tensor([0, 0, 1, 1, 2])),
+        HardLabels(torch.tensor([0, 0, 1, 1, 2]), 3),
+        "E-dc",
+    )
     subject = random_subject(syn, few, Streams(0), CPU)
     assert subject.items == subject.make(0)[1] == 3
 
@@ -304,7 +314,7 @@ def test_distilled_rows_beat_chance_by_far():
 )
 def test_a_set_for_other_data_is_refused(change: Callable[[TaskInfo], TaskInfo], word: str):
     info = change(TASK.info)
-    syn = SyntheticSet(info, Pixels(info, 1), HardLabels(torch.tensor([0]), 3), "E-dc")
+    syn = SyntheticSet(info, Pixels(info, torch.tensor([0])), HardLabels(torch.tensor([0]), 3), "E-dc")
     with pytest.raises(ArtifactError, match=f"the set's {word} is .*twin/blobs"):
         evaluate(syn, TASK, TwinDomain())
 
@@ -322,7 +332,7 @@ def test_a_set_whitened_by_another_matrix_is_refused():
         )
 
     task = whitened(1.0)
-    syn = SyntheticSet(task.info, Pixels(task.info, 1), HardLabels(torch.tensor([0]), 3), "E-dc")
+    syn = SyntheticSet(task.info, Pixels(task.info, torch.tensor([0])), HardLabels(torch.tensor([0]), 3), "E-dc")
     check_fits(syn, task)
     with pytest.raises(ArtifactError, match="the set's space"):
         check_fits(syn, whitened(1.1))

@@ -228,3 +228,50 @@ def test_a_private_gate_serves_the_loop_and_refuses_records():
     assert [(e["mechanism"], e["count"]) for e in syn.privacy["events"]] == [("gaussian", 3)]
     with pytest.raises(GateError, match="initialisation by random"):
         distill(PrivateGate(DATA), TwinDomain(), parts.model_copy(update={"init": "random"}), Streams(0))
+
+
+def test_single_rows_come_with_their_groups_and_numbers():
+    query = Query("rows", (2, 0), rows=5)
+    found = PlainGate(DATA, chunk=3).each(query, lambda b: b.inputs.flatten(1), Streams(0).torch("a"))
+    assert found.groups.tolist() == [0] * 5 + [1] * 5 and len(found.rows.unique()) == 10
+    assert torch.equal(found.values, DATA.batch(found.rows).inputs.flatten(1))
+    assert DATA.labels[found.rows].tolist() == [2] * 5 + [0] * 5
+    assert [len(part) for part in found.split(2)] == [5, 5]
+
+
+def test_single_rows_are_an_event_of_their_own_and_no_private_answer():
+    gate = PlainGate(DATA)
+    gate.each(Query("rows", (0,), rows=1), lambda b: b.inputs.flatten(1), Streams(0).torch("a"))
+    assert [event.mechanism for event in gate.ledger.counts] == ["rows"]
+    assert gate.ledger.statement().startswith("No formal privacy guarantee")
+    with pytest.raises(GateError, match="answers sums only, not single rows"):
+        PrivateGate(DATA).each(Query("kernel", (0,)), lambda b: b.inputs, Streams(0).torch("a"))
+
+
+def test_a_query_can_be_narrowed_to_some_rows():
+    among = torch.cat([DATA.class_index[0][:3], DATA.class_index[1][:2]])
+    query = Query("rows", (0, 1), rows=3, among=among)
+    found = PlainGate(DATA).each(query, lambda b: b.inputs.flatten(1), Streams(0).torch("a"))
+    assert sorted(found.rows.tolist()) == sorted(among.tolist()) and found.groups.tolist() == [0, 0, 0, 1, 1]
+
+
+def test_class_gradients_are_those_of_each_class_alone():
+    net = torch.nn.Linear(32, 3, dtype=torch.float32)
+
+    def loss(batch: Batch) -> Tensor:
+        return torch.nn.functional.cross_entropy(net(batch.inputs.flatten(1)), batch.classes, reduction="none")
+
+    gate, parameters = PlainGate(DATA, chunk=7), list(net.parameters())
+    found, counts = gate.class_gradients(Query("g", (2, 1)), parameters, loss, Streams(0).torch("a"))
+    assert counts.tolist() == [len(DATA.class_index[2]), len(DATA.class_index[1])]
+    for group, c in enumerate((2, 1)):
+        want = torch.autograd.grad(loss(DATA.batch(DATA.class_index[c])).sum(), parameters)
+        for mine, theirs in zip(found, want):
+            assert torch.allclose(mine[group], theirs, atol=1e-3)
+
+
+def test_class_counts_are_a_question_of_their_own():
+    gate = PlainGate(DATA)
+    assert torch.equal(gate.counts(), DATA.class_counts) and len(gate.ledger.counts) == 1
+    with pytest.raises(GateError, match="how many rows"):
+        PrivateGate(DATA).counts()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ddfed.errors import ArtifactError, ConfigError
 from ddfed.space import Space
-from ddfed.store import HardLabels, LogitLabels, Mirrored, MultiFormation, Pixels, Store
+from ddfed.store import HardLabels, LogitLabels, Mirrored, MultiFormation, Pixels, Store, view_of
 from ddfed.testing import twin_task
 
 INFO = twin_task().info
@@ -26,7 +26,7 @@ def random(*shape: int) -> torch.Tensor:
 
 
 def test_pixels_decode_to_what_they_store():
-    store, x = Pixels(INFO, 3), random(3, 1, 2, 4, 4)
+    store, x = Pixels(INFO, torch.zeros(3, dtype=torch.int64)), random(3, 1, 2, 4, 4)
     store.fill(x)
     rows, origin = store.decode(torch.tensor([2, 0, 2]))
     assert torch.equal(rows, x[[2, 0, 2], 0]) and origin.tolist() == [0, 1, 2]
@@ -34,7 +34,7 @@ def test_pixels_decode_to_what_they_store():
 
 
 def test_mirrored_items_give_themselves_and_their_mirror_image():
-    store, x = Mirrored(INFO, 2), random(2, 1, 2, 4, 4)
+    store, x = Mirrored(INFO, torch.zeros(2, dtype=torch.int64)), random(2, 1, 2, 4, 4)
     store.fill(x)
     rows, origin = store.decode(torch.arange(2))
     assert torch.equal(rows, torch.cat([x[:, 0], x[:, 0].flip(-1)])) and origin.tolist() == [0, 1, 0, 1]
@@ -43,7 +43,7 @@ def test_mirrored_items_give_themselves_and_their_mirror_image():
 
 def test_mirroring_is_refused_where_it_changes_the_class():
     with pytest.raises(ConfigError, match="'blobs' has none. Use 'pixels'"):
-        Mirrored(replace(INFO, mirror_axis=None), 2)
+        Mirrored(replace(INFO, mirror_axis=None), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 6), (2, 12, 6)])
@@ -51,7 +51,7 @@ def test_mirroring_is_refused_where_it_changes_the_class():
 def test_constant_images_survive_filling_and_decoding(shape: tuple[int, ...], factor: int):
     if any(length % factor for length in shape[1:]):
         shape = (shape[0], 6, 12)
-    store = MultiFormation(info(*shape), 3, factor=factor)
+    store = MultiFormation(info(*shape), torch.zeros(3, dtype=torch.int64), factor=factor)
     x = random(3, factor**2, shape[0], 1, 1).expand(3, factor**2, *shape)
     store.fill(x)
     rows, origin = store.decode(torch.arange(3))
@@ -60,7 +60,7 @@ def test_constant_images_survive_filling_and_decoding(shape: tuple[int, ...], fa
 
 
 def test_cells_come_row_by_row_as_in_idc():
-    store = MultiFormation(info(1, 4, 4), 1)
+    store = MultiFormation(info(1, 4, 4), torch.zeros(1, dtype=torch.int64))
     canvas = torch.tensor([[0.0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]])
     store.load({"x": canvas.view(1, 1, 4, 4)})
     rows, _ = store.decode(torch.tensor([0]))
@@ -70,7 +70,7 @@ def test_cells_come_row_by_row_as_in_idc():
 
 @pytest.mark.parametrize(("shape", "factor"), [((3, 8, 8), 2), ((2, 9, 6), 3), ((1, 32, 32), 2), ((2, 8, 4), 4)])
 def test_upsampling_equals_bilinear_interpolation(shape: tuple[int, ...], factor: int):
-    store = MultiFormation(info(*shape), 2, factor=factor)
+    store = MultiFormation(info(*shape), torch.zeros(2, dtype=torch.int64), factor=factor)
     x = random(2, *shape)
     store.load({"x": x})
     rows, _ = store.decode(torch.arange(2))
@@ -83,7 +83,7 @@ def test_upsampling_equals_bilinear_interpolation(shape: tuple[int, ...], factor
 
 
 def test_filling_downsamples_bilinearly():
-    store, x = MultiFormation(info(2, 8, 8), 1), random(1, 4, 2, 8, 8)
+    store, x = MultiFormation(info(2, 8, 8), torch.zeros(1, dtype=torch.int64)), random(1, 4, 2, 8, 8)
     store.fill(x)
     small = F.interpolate(x[0], (4, 4), mode="bilinear", align_corners=False)
     assert torch.allclose(store.params["x"][0, :, :4, 4:], small[1], atol=1e-6)
@@ -91,7 +91,7 @@ def test_filling_downsamples_bilinearly():
 
 
 def test_odd_sizes_are_padded_with_the_middle_of_the_range():
-    store = MultiFormation(info(2, 5, 5), 1)
+    store = MultiFormation(info(2, 5, 5), torch.zeros(1, dtype=torch.int64))
     x = random(1, 2, 5, 5)
     store.load({"x": x})
     rows, _ = store.decode(torch.tensor([0]))
@@ -102,7 +102,7 @@ def test_odd_sizes_are_padded_with_the_middle_of_the_range():
 
 
 def test_sequences_are_cut_along_their_one_axis():
-    store = MultiFormation(info(2, 9, cells=(-1,)), 2, factor=3)
+    store = MultiFormation(info(2, 9, cells=(-1,)), torch.zeros(2, dtype=torch.int64), factor=3)
     store.fill(random(2, 3, 2, 1).expand(2, 3, 2, 9))
     rows, origin = store.decode(torch.arange(2))
     assert rows.shape == (6, 2, 9) and origin.tolist() == [0, 0, 0, 1, 1, 1] and store.rows_per_item == 3
@@ -112,17 +112,17 @@ def test_sequences_are_cut_along_their_one_axis():
 @pytest.mark.parametrize("factor", [1, 0, -2, 5, 2.0, "2", None])
 def test_impossible_factors_are_refused(factor: object):
     with pytest.raises(ConfigError, match="integer from 2 to 4"):
-        MultiFormation(INFO, 2, factor=factor)
+        MultiFormation(INFO, torch.zeros(2, dtype=torch.int64), factor=factor)
 
 
 def test_items_without_cells_are_refused():
     with pytest.raises(ConfigError, match="'twin' has none"):
-        MultiFormation(replace(INFO, cell_axes=()), 2)
+        MultiFormation(replace(INFO, cell_axes=()), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("kind", [Pixels, Mirrored, MultiFormation])
 def test_taking_items_and_loading_values_keeps_them(kind: type[Store]):
-    store = kind(INFO, 4)
+    store = kind(INFO, torch.arange(4))
     store.fill(random(4, store.seeds_per_item, 2, 4, 4))
     taken = store.take(torch.tensor([3, 1]))
     assert taken.items == 2 and torch.equal(taken.params["x"], store.params["x"][[3, 1]])
@@ -135,7 +135,7 @@ def test_taking_items_and_loading_values_keeps_them(kind: type[Store]):
 
 
 def test_constraining_keeps_natural_values_in_range():
-    store = Pixels(INFO, 2)
+    store = Pixels(INFO, torch.zeros(2, dtype=torch.int64))
     store.fill(20 * (random(2, 1, 2, 4, 4) - 0.5))
     store.constrain()
     natural = INFO.space.decode(store.params["x"].detach())
@@ -170,3 +170,14 @@ def test_labels_survive_loading_and_bad_ones_are_refused(kind: type):
 def test_logits_of_the_wrong_shape_are_refused():
     with pytest.raises(ArtifactError, match=r"logits of shape \(2, 3\)"):
         LogitLabels.load({"classes": torch.tensor([0, 1]), "logits": torch.zeros(2, 4)}, 3)
+
+
+def test_views_number_the_rows_of_an_item():
+    assert view_of(torch.tensor([0, 1, 0, 2, 1, 0])).tolist() == [0, 0, 1, 0, 1, 2]
+    assert view_of(torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("kind", [Pixels, MultiFormation])
+def test_a_store_of_inputs_takes_the_bytes_of_its_budget(kind: type[Store]):
+    store = kind(INFO, torch.arange(3).repeat_interleave(2))
+    assert kind.items_per_class(INFO, 2, 3) == 2 and store.plain_items_per_class == 2.0

@@ -53,7 +53,7 @@ def synthetic(task_info) -> Callable[..., SyntheticSet]:
     def make(shape=(3, 8, 8), per_class=2) -> SyntheticSet:
         info = task_info(shape, 3, space=Space((0.5,) * shape[0], (0.25,) * shape[0]))
         info = TaskInfo(**{**info.__dict__, "classes": ("ankle boot", "../up", "Größe/λ")})
-        store = Pixels(info, 3 * per_class)
+        store = Pixels(info, torch.arange(3).repeat_interleave(per_class))
         pixels = torch.rand(3 * per_class, *shape, generator=torch.Generator().manual_seed(0))
         store.fill(info.space.encode(pixels)[:, None])
         return SyntheticSet(info, store, HardLabels(torch.arange(3).repeat_interleave(per_class), 3), "none")

@@ -90,7 +90,7 @@ def test_parquet_export_loads_as_cifar(domain, synthetic, tmp_path):
     """The form written is the form read."""
     syn = synthetic((3, 32, 32))
     info = syn.info.__class__(**{**syn.info.__dict__, "classes": tuple(f"kind {i}" for i in range(10))})
-    store = Pixels(info, 6)
+    store = Pixels(info, torch.arange(3).repeat_interleave(2))
     store.load(syn.store.params)
     path, _ = domain.export(SyntheticSet(info, store, syn.labels, "none"), tmp_path, "parquet")
     for split in ("train", "test"):
@@ -110,7 +110,7 @@ def test_learned_labels_are_exported(domain, synthetic, tmp_path):
 
 def test_every_decoded_row_is_exported(domain, synthetic, tmp_path):
     syn = synthetic()
-    store = MultiFormation(syn.info, 6, factor=2)
+    store = MultiFormation(syn.info, syn.labels.classes, factor=2)
     store.load(syn.store.params)
     many = SyntheticSet(syn.info, store, syn.labels, "none")
     assert len(domain.export(many, tmp_path, "png")) == 6 * 4 + 1
@@ -125,7 +125,9 @@ def test_class_folders_are_safe_unique_and_in_label_order():
 
 def test_empty_sets_odd_channels_and_unknown_formats_are_refused(domain, synthetic, task_info, tmp_path):
     info = task_info((3, 8, 8), 3)
-    empty = SyntheticSet(info, Pixels(info, 0), HardLabels(torch.zeros(0, dtype=torch.int64), 3), "none")
+    empty = SyntheticSet(
+        info, Pixels(info, torch.zeros(0, dtype=torch.int64)), HardLabels(torch.zeros(0, dtype=torch.int64), 3), "none"
+    )
     with pytest.raises(DataError, match="empty set"):
         domain.render(empty, tmp_path / "grid.png")
     with pytest.raises(DataError, match="empty set"):
@@ -133,7 +135,12 @@ def test_empty_sets_odd_channels_and_unknown_formats_are_refused(domain, synthet
     odd = task_info((2, 8, 8), 3)
     with pytest.raises(DataError, match="1 or 3 channels"):
         domain.render(
-            SyntheticSet(odd, Pixels(odd, 1), HardLabels(torch.zeros(1, dtype=torch.int64), 3), "none"),
+            SyntheticSet(
+                odd,
+                Pixels(odd, torch.zeros(1, dtype=torch.int64)),
+                HardLabels(torch.zeros(1, dtype=torch.int64), 3),
+                "none",
+            ),
             tmp_path / "grid.png",
         )
     with pytest.raises(UnknownNameError, match="Did you mean 'parquet'"):

@@ -76,7 +76,7 @@ class SetMethod(FederatedMethod):
         )
         x, y = syn.decoded()
         seeds = 0 if previous or parts.init == "noise" else len(y)
-        counts = gate.raw("class counts").class_counts.tolist()
+        counts = gate.counts().tolist()
         release = Release(
             client=context.client,
             round=number,
