@@ -12,11 +12,16 @@ INFO = twin_task().info
 TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide"))
 
 
+#: What makes a recipe a matter of a moment on the twin domain, beyond few steps and items; by recipe.
+SMALL = {
+    "idm": {"pool_options": {"steps": 1, "batch": 16}, "objective_options": {"rows": 8, "ce_weight": 0.5}},
+}
+
+
 def _small(name: str) -> dict:
-    parts = {"augment": "none"} if registry().load("recipe", name).family == "selection" else {"augment": "shift"}
-    if name == "idm":
-        parts |= {"pool_options": {"steps": 1, "batch": 16}, "objective_options": {"rows": 8, "ce_weight": 0.5}}
-    return parts
+    recipe = registry().load("recipe", name)
+    augment = "none" if recipe.defaults.get("augment", "none") == "none" else "shift"
+    return {"augment": augment, **SMALL.get(name, {})}
 
 
 @parametrize_with_checks([TWIN])

@@ -1,0 +1,215 @@
+"""Model pools: which network judges the synthetic set at each outer step.
+
+A pool has three verbs: `draw` gives a network for this step, `advance` lets it learn a little (on real data,
+on the synthetic set, or not at all), and `state` makes it resumable. Networks are redrawn in place, so
+nothing is allocated in the loop and compiled code stays valid.
+
+Codes follow the common map of the field: R random, RS random then trained on the synthetic set, RT random
+then trained on real data, Q a queue of networks in training, exact and ball the neighbourhood of given weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddfed.data import Batch
+from ddfed.domain import Augmentation, Network, reset
+from ddfed.errors import ConfigError
+from ddfed.gate import Gate, Query
+from ddfed.seeds import Streams, isolated
+
+
+@dataclass
+class PoolContext:
+    """What pools may use.
+
+    Args:
+        build: makes an untrained network (call under `isolated`).
+        gate: real data; RT and Q train on it.
+        streams: the run's streams.
+        classes: classes being distilled.
+        center: weights around which `exact` and `ball` draw (a state dict).
+        augmentation: used while networks train on the synthetic set; None for none.
+        device: where networks live.
+        augmentation_named: the domain's augmentation of a name, for pools that train networks as a paper does.
+        report: told (what, steps done, steps in all) while networks are trained beforehand.
+    """
+
+    build: Callable[[], Network]
+    gate: Gate
+    streams: Streams
+    classes: tuple[int, ...]
+    center: Mapping[str, Tensor] | None = None
+    augmentation: Augmentation | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    augmentation_named: Callable[[str], Augmentation | None] = lambda name: None
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
+
+    def fresh(self, *names: str | int) -> Network:
+        """A new network whose weights come from the stream ``names``."""
+        with isolated(self.streams.seed("network", *names)):
+            return self.build().to(self.device)
+
+    def redraw(self, net: Network, *names: str | int) -> None:
+        """Give ``net`` the weights that `fresh` would have, in place."""
+        with isolated(self.streams.seed("network", *names)):
+            reset(net)
+
+
+SynBatch = Callable[[], tuple[Tensor, Tensor]]
+
+
+class ModelPool(ABC):
+    """A source of networks.
+
+    Args:
+        ctx: see `PoolContext`.
+        options: the pool's own settings.
+
+    Raises:
+        ConfigError: an unknown option.
+    """
+
+    name: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, ctx: PoolContext, **options: Any) -> None:
+        unknown = sorted(set(options) - set(self.defaults))
+        if unknown:
+            raise ConfigError(f"pool {self.name!r} has no option {unknown[0]!r}; it knows {sorted(self.defaults)}")
+        self.ctx = ctx
+        self.options = {**self.defaults, **options}
+
+    @abstractmethod
+    def draw(self, step: int) -> Network:
+        """The network of outer step ``step`` (0-based), weights frozen."""
+
+    def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:  # noqa: B027 - optional
+        """Let networks learn after the step.
+
+        Args:
+            step: the step just made.
+            syn: gives the decoded synthetic rows and targets, detached.
+            loss: per-row loss of the label store.
+        """
+
+    @property
+    def skill(self) -> float:
+        """Running training accuracy of the drawn network in percent (IDM's class weight); 0 if untrained."""
+        return 0.0
+
+    @property
+    def expert(self) -> Network | None:
+        """A network trained on real data that goes with the drawn one, weights frozen; None if there is none."""
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond the streams."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
+        """Inverse of `state`."""
+
+
+def frozen(net: Network) -> Network:
+    """The network with gradients off for its weights, in training mode.
+
+    Training mode matters only for networks whose normalisation mixes rows.
+    """
+    return net.train().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained on real data, in steps through the gate.
+
+    Args:
+        steps: training steps.
+        batch: real rows per step, over all classes.
+        lr, momentum, weight_decay: of SGD.
+        augment: name of the domain's augmentation, a draw of its own for each row; the IDC line's pools use one.
+    """
+
+    steps: int = 300
+    batch: int = 256
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augment: str = "none"
+
+
+def trained_network(
+    ctx: PoolContext,
+    training: Training,
+    *names: str | int,
+    on_step: Callable[[int, Network], None] | None = None,
+) -> Network:
+    """A fresh network trained on real data; its randomness hangs below the stream ``names``.
+
+    Args:
+        ctx: see `PoolContext`; its ``report`` is told how far it is.
+        training: how.
+        names: which network.
+        on_step: called with (steps done, network) after each step, and with 0 before the first.
+
+    Returns:
+        The network in evaluation mode, weights frozen.
+    """
+    net = ctx.fresh(*names)
+    optimizer = torch.optim.SGD(
+        net.parameters(), training.lr, momentum=training.momentum, weight_decay=training.weight_decay
+    )
+    augmentation = ctx.augmentation_named(training.augment)
+    title = "network " + " ".join(map(str, names))
+    if on_step:
+        on_step(0, net)
+    for step in range(training.steps):
+        train_on_real(net, optimizer, ctx, training.batch, (*names, step), augmentation)
+        ctx.report(title, step + 1, training.steps)
+        if on_step:
+            on_step(step + 1, net)
+    return net.eval().requires_grad_(False)
+
+
+def train_on_real(
+    net: Network,
+    optimizer: torch.optim.Optimizer,
+    ctx: PoolContext,
+    rows: int,
+    names: tuple[str | int, ...],
+    augmentation: Augmentation | None = None,
+) -> tuple[int, int]:
+    """One training step on real rows, through the gate; returns (right, rows) of the training batch."""
+    net.train().requires_grad_(True)
+    parameters = list(net.parameters())
+    right = 0
+    draws = ctx.streams.torch(*names, "augment")
+
+    def loss(batch: Batch) -> Tensor:
+        nonlocal right
+        logits = net(augmented(batch.inputs.to(ctx.device), augmentation, draws))
+        classes = batch.classes.to(ctx.device)
+        right += int((logits.detach().argmax(1) == classes).sum())
+        return F.cross_entropy(logits, classes, reduction="none")
+
+    query = Query("training gradient", ctx.classes, rows, per_class=False)
+    grads, count = ctx.gate.gradient(query, parameters, loss, ctx.streams.torch(*names))
+    for parameter, grad in zip(parameters, grads):
+        parameter.grad = grad / max(count, 1)
+    optimizer.step()
+    optimizer.zero_grad()
+    net.requires_grad_(False)
+    return right, count
+
+
+def augmented(x: Tensor, augmentation: Augmentation | None, generator: torch.Generator) -> Tensor:
+    if augmentation is None:
+        return x
+    return augmentation(x, augmentation.draw(len(x), generator, one_op=True), torch.arange(len(x)))

@@ -1,0 +1,3 @@
+"""Gradient matching."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Labels that carry more than a class."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""Ways of storing a set."""
+
+from __future__ import annotations
