@@ -49,6 +49,7 @@ def ddfed_on_step(event: StepEvent) -> None:
     """Look at a distillation after an outer step (HP4, logging side).
 
     Called after every outer step of every run in this process, in the thread of the loop; what it does is
-    paid for by the run. ``event.values`` are plain numbers. The return value is ignored, an exception stops
+    paid for by the run. Also called, with a name in ``event.phase``, for each step of a network that is trained
+    before the loop begins. ``event.values`` are plain numbers. The return value is ignored, an exception stops
     the run.
     """

@@ -121,7 +121,9 @@ class _State:
             parts[0] += f"/{self.total} ({100 * self.completed // self.total} %)"
         parts += [f"{name} {human_value(name, value)}" for name, value in self.values.items()]
         done = self.completed - self.first_completed
-        if self.total and done > 0 and self.completed < self.total:
+        # A task made by its own first step has no time behind it to judge by.
+        is_known = done > 0 and now - self.began >= 1.0
+        if self.total and is_known and self.completed < self.total:
             parts.append(f"eta {human_time((now - self.began) / done * (self.total - self.completed))}")
         elif self.total and self.completed >= self.total:
             parts.append(f"took {human_time(now - self.began)}")

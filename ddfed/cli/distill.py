@@ -119,7 +119,7 @@ def _watch(progress: Any) -> Any:
         progress.update(bars[text], completed=done, **values)
 
     return Watching(
-        step=lambda event: show("distilling", event.step, event.steps, **event.values),
+        step=lambda event: show(event.phase or "distilling", event.step, event.steps, **event.values),
         training=lambda text, epoch, epochs: show(f"training on {text}", epoch, epochs),
     )
 

@@ -151,15 +151,21 @@ def dirichlet(
     smallest = _smallest(min_size, len(labels), clients)
     classes = _rows_by_class(labels)
     lengths = [len(rows) for rows in classes]
-    for _ in range(MAX_DRAWS):
-        sizes = _dirichlet_sizes(lengths, clients, rng, alpha, capped)
-        if sizes.sum(axis=0).min() >= smallest:
-            break
+    sizes = _redrawn(lambda: _dirichlet_sizes(lengths, clients, rng, alpha, capped), smallest)
     pieces = [_cut(rng.permutation(rows), row_sizes) for rows, row_sizes in zip(classes, sizes)]
     parts = [np.concatenate([piece[k] for piece in pieces]) for k in range(clients)]
     if min(len(part) for part in parts) < smallest:
         parts = _repair(parts, smallest, rng)
     return _sorted(parts)
+
+
+def _redrawn(draw: Callable[[], np.ndarray], smallest: int) -> np.ndarray:
+    """Rows per (class, client): the first draw in which every client holds enough, or the last of `MAX_DRAWS`."""
+    for _ in range(MAX_DRAWS):
+        sizes = draw()
+        if sizes.sum(axis=0).min() >= smallest:
+            break
+    return sizes
 
 
 def _dirichlet_sizes(
@@ -289,10 +295,7 @@ def quantity(
     _check_clients(labels, clients)
     _check_alpha(alpha)
     smallest = _smallest(min_size, len(labels), clients)
-    for _ in range(MAX_DRAWS):
-        sizes = _dirichlet_sizes([len(labels)], clients, rng, alpha, capped=False)[0]
-        if sizes.min() >= smallest:
-            break
+    sizes = _redrawn(lambda: _dirichlet_sizes([len(labels)], clients, rng, alpha, capped=False), smallest)[0]
     parts = _cut(rng.permutation(len(labels)), sizes)
     if sizes.min() < smallest:
         parts = _repair(parts, smallest, rng)

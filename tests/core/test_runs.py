@@ -160,9 +160,20 @@ def test_plain_lines_show_the_first_and_the_last_step(capsys: pytest.CaptureFixt
         progress.note("done")
     lines = stream.getvalue().splitlines()
     assert len(lines) == 3 and lines[2] == "done"
-    assert lines[0].startswith("distilling: 1/100 (1 %)  loss 1  accuracy 93.0 %  sent_bytes 1.54 kB  eta")
+    assert lines[0].startswith("distilling: 1/100 (1 %)  loss 1  accuracy 93.0 %  sent_bytes 1.54 kB")
+    assert "eta" not in lines[0], "a first step that has just begun says nothing about the time left"
     assert lines[1].startswith("distilling: 100/100 (100 %)  loss 0.01")
     assert capsys.readouterr().out == ""
+
+
+def test_time_left_is_told_once_there_is_time_behind(monkeypatch: pytest.MonkeyPatch):
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
+    stream = io.StringIO()
+    with Progress(stream=stream, interval_s=0) as progress:
+        task = progress.task("distilling", total=3)
+        progress.update(task, completed=1)
+    assert "eta" in stream.getvalue()
 
 
 def test_plain_lines_show_where_an_interrupted_loop_stopped():
