@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 
-from ddfed.errors import ConfigError
+from ddfed.errors import ConfigError, MemoryExceededError
 
 
 def resolve_device(name: str) -> torch.device:
@@ -47,6 +49,27 @@ def keep_memory() -> bool:
     libc = ctypes.CDLL(None)
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     return bool(libc.mallopt(trim_threshold, 2**31 - 1) and libc.mallopt(mmap_max, 0))
+
+
+@contextmanager
+def memory_advice(where: str, advice: str) -> Iterator[None]:
+    """Turn a failed allocation, on whatever device, into an error that says what to make smaller.
+
+    Args:
+        where: what was being done.
+        advice: what to lower, as a sentence.
+
+    Raises:
+        MemoryExceededError: an allocation failed inside.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # The CPU allocator raises a plain RuntimeError.
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+        if not known or isinstance(error, MemoryExceededError):
+            raise
+        raise MemoryExceededError(f"{where}: out of memory ({str(error).splitlines()[0]}). {advice}") from error
 
 
 def set_threads(count: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ddfed.artifact import SyntheticSet
 from ddfed.data import TaskInfo
-from ddfed.devices import keep_memory
+from ddfed.devices import keep_memory, memory_advice
 from ddfed.domain import Augmentation, Domain, Network
 from ddfed.errors import ConfigError, DataError, DivergedError, one_of
 from ddfed.gate import Gate
@@ -112,6 +112,7 @@ def distill(
         BudgetError: fewer real items than the initialisation needs.
         DataError: no class has enough rows, or a class asked for has none.
         DivergedError: the loss stopped being finite.
+        MemoryExceededError: a step did not fit in memory.
     """
     keep_memory()
     kit = _assemble(gate, domain, parts, streams, scope, classes, center, start, device or torch.device("cpu"))
@@ -119,8 +120,9 @@ def distill(
     if checkpointing and checkpointing.resume:
         first = _restore(kit, checkpointing.resume)
     for step in range(first, parts.steps):
-        loss = _outer_step(kit, parts, gate, streams, step, scope)
-        kit.pool.advance(step, lambda: _decoded(kit), kit.labels.loss)
+        with memory_advice(f"{scope}: outer step {step + 1}", _less_memory(parts)):
+            loss = _outer_step(kit, parts, gate, streams, step, scope)
+            kit.pool.advance(step, lambda: _decoded(kit), kit.labels.loss)
         manager().hook.ddfed_on_step(event=StepEvent(scope, step + 1, parts.steps, {"loss": loss}))
         if checkpointing and ((step + 1) % checkpointing.every == 0 or step + 1 == parts.steps):
             checkpointing.save(_snapshot(kit, step + 1))
@@ -139,6 +141,14 @@ def distill(
         protocol=parts.protocol,
         provenance={"settings": parts.model_dump(mode="json"), "seed": streams.root, "torch": torch.__version__},
         privacy={"statement": gate.ledger.statement(), "events": gate.ledger.to_json()},
+    )
+
+
+def _less_memory(parts: PartSettings) -> str:
+    return (
+        f"Lower distill.chunk (real rows per pass, now {parts.chunk}), the engine's rows and chunks in "
+        f"distill.objective_options, or distill.ipc (now {parts.ipc}); or step class by class "
+        f"(--set distill.scope=sequential)."
     )
 
 

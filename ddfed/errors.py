@@ -58,6 +58,10 @@ class DivergedError(DdfedError, ArithmeticError):
     """A loss or a tensor stopped being finite; the message holds the step and what to lower."""
 
 
+class MemoryExceededError(DdfedError, MemoryError):
+    """A step needs more memory than there is; the message says what to make smaller."""
+
+
 class RunFolderError(DdfedError, OSError):
     """A run folder cannot be written, read or resumed."""
 

@@ -11,10 +11,19 @@ import torch
 from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData
 from ddfed.distill import Checkpointing, StepEvent, distill
-from ddfed.errors import BudgetError, ConfigError, DataError, DivergedError, GateError, UnknownNameError
+from ddfed.errors import (
+    BudgetError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    GateError,
+    MemoryExceededError,
+    UnknownNameError,
+)
 from ddfed.files import read_state, write_state
 from ddfed.gate import PlainGate
 from ddfed.hookspecs import hookimpl
+from ddfed.match import MeanMatching
 from ddfed.registry import manager
 from ddfed.seeds import Streams
 from ddfed.settings import PartSettings
@@ -309,3 +318,15 @@ def test_unknown_options_of_a_store_are_refused():
 def test_the_card_says_how_the_set_was_made():
     syn = made(seed=5)
     assert syn.provenance["seed"] == 5 and syn.provenance["settings"]["ipc"] == 2 and syn.protocol == "E-dsa"
+
+
+def test_a_step_that_does_not_fit_in_memory_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(MeanMatching, "__call__", lambda self, judgement: torch.empty(2**55))
+    with pytest.raises(MemoryExceededError, match=r"outer step 1: out of memory .*Lower distill.chunk .*now 128"):
+        made(steps=1)
+
+
+def test_other_errors_of_a_step_stay_what_they_are(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(MeanMatching, "__call__", lambda self, judgement: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="inconsistent tensor size|size"):
+        made(steps=1)
