@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ddfed.data import TaskInfo
 from ddfed.errors import ReleaseError
+from ddfed.ledger import Ledger
 
 #: Anything larger is refused before it is looked at: 64 MiB is fifty ConvNets.
 MAX_RELEASE_BYTES = 64 * 2**20
@@ -53,6 +54,8 @@ class Release:
         examples: number of real records the client stands for (weighting); 0 for an empty client.
         class_counts: real records per class, or empty when not released.
         metrics: numbers for people: losses, steps done, seconds. Never used for decisions.
+        ledger: what the client says was asked of its records to make this. The server's own statement is made
+            of these; it is no more trustworthy than the client.
     """
 
     client: int
@@ -62,6 +65,7 @@ class Release:
     examples: int = 0
     class_counts: tuple[int, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def size_bytes(self) -> int:

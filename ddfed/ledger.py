@@ -65,9 +65,17 @@ class Ledger:
 
     @classmethod
     def from_json(cls, rows: list[dict[str, Any]]) -> Ledger:
+        """Inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: these are no events.
+        """
         ledger = cls()
         for row in rows:
             fields = {k: v for k, v in row.items() if k != "count"}
-            fields["parameters"] = tuple(fields["parameters"].items())
+            fields["parameters"] = tuple((str(k), float(v)) for k, v in fields["parameters"].items())
+            words = [v for k, v in fields.items() if k != "parameters"]
+            if not all(isinstance(word, str) for word in words) or type(row["count"]) is not int or row["count"] < 1:
+                raise ValueError(f"no privacy event: {row!r:.200}")
             ledger.counts[PrivacyEvent(**fields)] += row["count"]
         return ledger

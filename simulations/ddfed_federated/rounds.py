@@ -20,6 +20,7 @@ from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
 from ddfed.federation import Release, check_release, check_weights, coverage
+from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.seeds import Streams
 from ddfed_federated.flower import wire
@@ -55,6 +56,7 @@ class RoundRow:
         seconds: wall time of the round.
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
+        ledger: what the clients of the merged releases say was asked of their records.
     """
 
     method: str
@@ -71,6 +73,7 @@ class RoundRow:
     seconds: float = 0.0
     client_seconds: tuple[float, float] = (0.0, 0.0)
     note: str = ""
+    ledger: tuple[dict[str, Any], ...] = ()
 
     @property
     def up(self) -> int:
@@ -85,7 +88,7 @@ class RoundRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
-        lists = ("lost", "missing_classes", "client_seconds")
+        lists = ("lost", "missing_classes", "client_seconds", "ledger")
         fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
         return cls(**fields)
 
@@ -215,6 +218,7 @@ class Rounds:
             seconds=round(time.perf_counter() - begun, 3),
             client_seconds=_client_seconds(releases),
             note=note,
+            ledger=tuple(_merged(releases).to_json()),
         )
         self.progress.finished(row)
         return new, row
@@ -298,6 +302,14 @@ class Rounds:
         net = self.context.network()
         net.load_state_dict(state.weights)
         return accuracy(net, self.task.test)
+
+
+def _merged(releases: list[Release]) -> Ledger:
+    """The clients' ledgers as one, in order of client."""
+    ledger = Ledger()
+    for release in releases:
+        ledger.merge(release.ledger)
+    return ledger
 
 
 def _client_seconds(releases: list[Release]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from ddfed.data import Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError, FederationError
-from ddfed.ledger import Ledger, PrivacyEvent
+from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
@@ -215,14 +215,10 @@ class _Run:
         }
 
     def _ledger(self) -> Ledger:
-        """What the main method's clients asked of their records, as far as it left them."""
+        """What the main method's clients say was asked of their records."""
         ledger = Ledger()
-        sends = registry().load("federated", self.plan[0]).sends
-        starts_real = sends == "set" and self.settings.distill.init != "noise"
         for row in self.rows[self.plan[0]]:
-            query = f"{row.method} release" + (", items start from real records" if starts_real else "")
-            for _ in range(row.releases):
-                ledger.append(PrivacyEvent("raw" if starts_real else "none", query, "each client"))
+            ledger.merge(Ledger.from_json(list(row.ledger)))
         return ledger
 
     def _artifact(self, ledger: Ledger) -> SyntheticSet | None:

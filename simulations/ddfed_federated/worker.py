@@ -100,7 +100,7 @@ def answer(
     begun = time.perf_counter()
     release, new = method.client(remembered, gate, broadcast, context)
     seconds = time.perf_counter() - begun
-    release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds})
+    release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds}, ledger=gate.ledger)
     return _after(fault, release), {f"{method.name}/{k}": v for k, v in new.items()}
 
 

@@ -62,6 +62,9 @@ def test_what_a_run_writes_can_be_read_back(run):
     assert syn.content_hash == summary["artifact"]
     assert len(syn.provenance["federated"]["client_of_item"]) == len(syn)
     assert "No formal privacy guarantee" in syn.privacy["statement"]
+    # The statement is made of what the clients themselves recorded, not of the settings.
+    asked = {(event["scope"], event["mechanism"], event["query"]) for event in syn.privacy["events"]}
+    assert {("client 0", "raw", "initialisation by random"), ("client 0", "none", "class counts")} <= asked
     rounds = [e for e in folder.events() if e["kind"] == "round"]
     assert [(e["method"], e["round"]) for e in rounds] == [
         ("feddm", 1), ("feddm", 2), ("random-once", 1), ("random-once", 2),

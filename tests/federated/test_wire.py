@@ -10,6 +10,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from ddfed.errors import DdfedError, ReleaseError, UnknownNameError
 from ddfed.federation import Broadcast, Release
+from ddfed.ledger import Ledger, PrivacyEvent
 from ddfed_federated.flower import wire
 
 
@@ -226,3 +227,34 @@ def test_error_texts_are_one_short_line(reason):
 
 def test_wire_errors_are_ddfed_errors():
     assert issubclass(ReleaseError, DdfedError)
+
+
+def test_a_ledger_travels_with_its_release():
+    ledger = Ledger()
+    for _ in range(3):
+        ledger.append(PrivacyEvent("gaussian", "means", "client 1", parameters=(("sigma", 2.0),)))
+    sent = Release(1, 2, "empty", ledger=ledger)
+    assert wire.decode_release(travel(wire.encode_release(sent))).ledger == ledger
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 5000, "not a list of privacy events"),
+        ("{}", None),
+        ("[1]", "not a list"),
+        ('[{"mechanism": "none", "query": "q", "parameters": {}}]', "not a list"),
+        ('[{"mechanism": "none", "query": "q", "parameters": {}, "count": -1}]', "not a list"),
+        ('[{"mechanism": ["none"], "query": "q", "parameters": {}, "count": 1}]', "not a list"),
+        ('[{"mechanism": "none", "query": "q", "parameters": {"sigma": "x"}, "count": 1}]', "not a list"),
+        (" " * (wire.MAX_LEDGER_CHARACTERS + 1), "characters; 65536 are allowed"),
+    ],
+)
+def test_a_ledger_that_is_none_is_refused(text: str, why: str | None):
+    content = wire.encode_release(Release(0, 1, "empty"))
+    content["release"]["ledger"] = text
+    if why is None:
+        assert not wire.decode_release(content).ledger.counts, "an empty object holds no events"
+        return
+    with pytest.raises(ReleaseError, match=why):
+        wire.decode_release(content)

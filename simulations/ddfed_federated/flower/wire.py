@@ -5,7 +5,7 @@ One layout for all methods::
     down   config "order": round, client, method, settings (JSON text), codec, client-threads, worker
            arrays "weights": the global model's state dict      arrays "arrays": anything else
            metrics "scalars"
-    up     config "release": round, client, kind, codec
+    up     config "release": round, client, kind, codec, ledger (JSON text)
            arrays "set": x (+ x_low, x_high), y as int16   or   arrays "weights": named tensors
            metrics "counts": examples, class-counts             metrics "metrics"
 
@@ -16,6 +16,7 @@ Decoding trusts nothing: a missing key, a wrong type or bytes that are no array 
 from __future__ import annotations
 
 import ast
+import json
 import math
 import re
 import struct
@@ -31,12 +32,15 @@ from torch import Tensor
 
 from ddfed.errors import ReleaseError, one_of
 from ddfed.federation import MAX_RELEASE_BYTES, Broadcast, Release
+from ddfed.ledger import Ledger
 from ddfed_federated import codecs
 
 #: ``module:function`` that does a client's work; see `client_app`.
 DEFAULT_WORKER = "ddfed_federated.worker:answer"
 
 KINDS = ("set", "weights", "empty")
+#: An honest round asks a handful of questions; equal ones are counted, not listed.
+MAX_LEDGER_CHARACTERS = 2**16
 _INT16_MAX = 2**15 - 1
 _DTYPES = {
     "float16", "float32", "float64", "complex64", "uint8", "int8", "int16", "int32", "int64", "bool",
@@ -250,7 +254,13 @@ def encode_release(release: Release, codec: str = "float32") -> RecordDict:
     who = f"client {release.client}, round {release.round}"
     name = codecs.codec_name(codec)
     config = ConfigRecord(
-        {"round": int(release.round), "client": int(release.client), "kind": release.kind, "codec": name}
+        {
+            "round": int(release.round),
+            "client": int(release.client),
+            "kind": release.kind,
+            "codec": name,
+            "ledger": json.dumps(release.ledger.to_json(), separators=(",", ":")),
+        }
     )
     counts: dict[str, Any] = {"examples": int(release.examples), "class-counts": [int(n) for n in release.class_counts]}
     content = RecordDict(
@@ -297,7 +307,20 @@ def decode_release(content: RecordDict) -> Release:
         examples=_field(counts, "examples", int, who),
         class_counts=tuple(per_class),
         metrics=_floats(_record(content, "metrics", MetricRecord, who), who),
+        ledger=_ledger(_field(config, "ledger", str, who), who),
     )
+
+
+def _ledger(text: str, who: str) -> Ledger:
+    """A client's ledger; refused when it is no ledger or too long to be an honest one."""
+    if len(text) > MAX_LEDGER_CHARACTERS:
+        raise ReleaseError(
+            f"{who}: its ledger has {len(text)} characters, more than the {MAX_LEDGER_CHARACTERS} allowed"
+        )
+    try:
+        return Ledger.from_json(json.loads(text))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ReleaseError(f"{who}: its ledger is not a list of privacy events") from None
 
 
 def _decode_arrays(content: RecordDict, kind: str, codec: str, who: str) -> dict[str, Tensor]:
