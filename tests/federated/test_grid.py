@@ -227,25 +227,6 @@ def test_an_app_that_cannot_be_imported_is_an_error_reply():
     assert "no_such_module" in wire.error_text(replies[0])
 
 
-SLOW_APP = """
-import time
-time.sleep(4)
-from ddfed_federated.flower.client_app import app
-"""
-
-
-def test_a_first_deadline_does_not_count_the_start_of_the_processes(tmp_path, monkeypatch):
-    """Bug found on a loaded machine: every client of the first round was lost to the time its process took to start."""
-    (tmp_path / "slow_app.py").write_text(SLOW_APP)
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def first_round(grid):
-        nodes = hello_map(grid, 2)
-        return len(loop.collect(grid, rounds.messages(nodes, 1, {}), timeout=3.5)[0])
-
-    assert backends.run_inprocess(first_round, 2, workers=2, app="slow_app:app") == 2
-
-
 SCRIPT = """
 from ddfed_federated.flower import backends
 import rounds

@@ -92,7 +92,6 @@ def run_inprocess(
     from ddfed_federated.flower.grid import LocalGrid
 
     with _settings(), LocalGrid(app, clients, workers=workers, client_threads=client_threads, cancel=cancel) as grid:
-        grid.warm()
         return main(grid)
 
 

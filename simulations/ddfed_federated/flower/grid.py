@@ -114,11 +114,6 @@ class LocalGrid(Grid):
         )
         return context_to_proto(context).SerializeToString()
 
-    def warm(self) -> None:
-        """Start the worker processes, if any, so that a first deadline does not count their start."""
-        if self._pool:
-            self._pool.warm()
-
     # -- Flower's interface ------------------------------------------------------------------------------
 
     def set_run(self, run: Run) -> None:

@@ -20,7 +20,7 @@ import struct
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -104,8 +104,6 @@ def _worker_main(connection: Connection, app: str, threads: int) -> None:
     # Ctrl-C reaches the whole foreground group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(Exception):  # said in the reply to the first message
-        load_app(app)
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -172,13 +170,6 @@ class _Worker:
         self._closing = False
         self.thread = threading.Thread(target=self._drive, daemon=True, name="ddfed-pool")
         self.thread.start()
-
-    def warm(self) -> None:
-        """Start the process; only while no message is queued. A start that fails is tried again, and told, later."""
-        try:
-            self._ready()
-        except Exception as error:
-            self._bury(error)
 
     def kill(self, job: Job | None = None) -> None:
         """End the process; with ``job``, only if that is what it is doing."""
@@ -261,14 +252,6 @@ class WorkerPool:
     def __init__(self, app: str, workers: int, threads: int = 1) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._workers = [_Worker(app, threads, self._jobs) for _ in range(workers)]
-
-    def warm(self) -> None:
-        """Start every process before the first message, so that a deadline counts the clients' own time."""
-        starts = [threading.Thread(target=worker.warm, daemon=True) for worker in self._workers]
-        for start in starts:
-            start.start()
-        for start in starts:
-            start.join()
 
     def submit(self, message: bytes, context: bytes) -> Job:
         """Queue a message; never blocks."""
