@@ -1,10 +1,10 @@
-"""The naive reference: distribution matching class by class, as published code does it.
+"""The naive references: distribution and gradient matching class by class, as published code does it.
 
 Written from the papers and the usual code (DM: Zhao and Bilen, WACV 2023; DSA: Zhao and Bilen, ICML 2021;
-FedDM: Xiong et al., CVPR 2023), sharing nothing with ddfed but the random numbers, so that both must give
-the same loss and pixel gradient. Habits kept on purpose: one class at a time, features and logits in separate
-calls, the real side detached rather than run without gradient (the weights are frozen, so no graph is built
-for it either way), a network built (or copied) at every step.
+FedDM: Xiong et al., CVPR 2023; DC: Zhao, Mopuri and Bilen, ICLR 2021), sharing nothing with ddfed but the random
+numbers, so that both must give the same loss and pixel gradient. Habits kept on purpose: one class at a time,
+features and logits in separate calls, the real side detached rather than run without gradient (in distribution
+matching the weights are frozen, so no graph is built for it either way), a network built (or copied) at every step.
 """
 
 from __future__ import annotations
@@ -107,6 +107,56 @@ def matching_step(
     loss.backward()
     optimizer.step()
     return loss.item()
+
+
+def gradient_step(
+    net: nn.Module,
+    real: Sequence[Tensor],
+    syn: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    siamese: Siamese | None = None,
+) -> float:
+    """One outer step of DC, or of DSA with ``siamese``.
+
+    Habits kept on purpose: gradients of all parameters are taken, biases and norms included, and these parameters
+    collect gradients themselves in the backward pass; the graphs of all classes wait for one backward.
+
+    Args:
+        net: its weights have gradients.
+        real, syn, optimizer, siamese: see `matching_step`.
+
+    Returns:
+        The distance, summed over classes.
+    """
+    parameters = list(net.parameters())
+    ipc = len(syn) // len(real)
+    loss = torch.tensor(0.0)
+    for c, images in enumerate(real):
+        mine = syn[c * ipc : (c + 1) * ipc]
+        if siamese is not None:
+            images, mine = siamese(images, c), siamese(mine, c)
+        loss_real = F.cross_entropy(net(images), torch.full((len(images),), c))
+        wanted = [g.detach().clone() for g in torch.autograd.grad(loss_real, parameters)]
+        loss_syn = F.cross_entropy(net(mine), torch.full((ipc,), c))
+        found = torch.autograd.grad(loss_syn, parameters, create_graph=True)
+        for g, h in zip(wanted, found):
+            loss = loss + _distance(g, h)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _distance(g: Tensor, h: Tensor) -> Tensor:
+    """One minus the cosine of each output row, summed; nothing for biases and norms."""
+    if g.dim() == 4:
+        g = g.reshape(g.shape[0], g.shape[1] * g.shape[2] * g.shape[3])
+        h = h.reshape(h.shape[0], h.shape[1] * h.shape[2] * h.shape[3])
+    elif g.dim() != 2:
+        return torch.tensor(0.0)
+    product = torch.sum(g * h, dim=-1)
+    return torch.sum(1 - product / (torch.norm(g, dim=-1) * torch.norm(h, dim=-1) + 0.000001))
 
 
 def dsa(x: Tensor, op: str, u: Sequence[float]) -> Tensor:

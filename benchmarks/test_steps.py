@@ -49,10 +49,10 @@ METHODS = {
 }
 
 
-def data() -> RealData:
+def data(rows: int = ROWS) -> RealData:
     """Blobs that differ by class: pixel noise alone would make all class means, and the loss, vanish."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(CLASSES).repeat_interleave(ROWS)
+    labels = torch.arange(CLASSES).repeat_interleave(rows)
     coarse = torch.rand(CLASSES, 3, 4, 4, generator=generator)
     shape = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")[labels]
     noise = torch.rand(len(labels), 3, 32, 32, generator=generator)

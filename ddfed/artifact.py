@@ -24,7 +24,7 @@ from ddfed.errors import ArtifactError, DdfedError, one_of
 from ddfed.files import read_json, tensors_from_bytes, tensors_to_bytes, write_bytes, write_json
 from ddfed.registry import registry
 from ddfed.space import Space
-from ddfed.store import LabelStore, Store, view_of
+from ddfed.store import LabelStore, Store
 
 SCHEMA = 1
 TENSORS, CARD = "distilled.safetensors", "card.json"
@@ -41,6 +41,10 @@ class SyntheticSet:
         protocol: name of the evaluation recipe the set was made for.
         provenance: JSON: recipe, settings, seed, data hash, versions, federated rounds ...
         privacy: JSON: ``statement`` and ``events``; from the ledger alone.
+        training: numbers the set asks of its training, such as a learned step size ``{"lr": 0.02}``.
+
+    Raises:
+        ArtifactError: items and labels do not fit, or what is asked of training is no positive number.
     """
 
     info: TaskInfo
@@ -49,10 +53,15 @@ class SyntheticSet:
     protocol: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.labels.classes) != self.store.items:
             raise ArtifactError(f"{self.store.items} items but {len(self.labels.classes)} labels")
+        self.labels.check_rows(self.info, self.store.rows_per_item)
+        for name, value in self.training.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ArtifactError(f"the set asks for a training with {name} = {value!r}; it must be above 0")
 
     def __len__(self) -> int:
         return self.store.items
@@ -63,10 +72,10 @@ class SyntheticSet:
         return tuple(self.labels.classes.unique().tolist())
 
     def decoded(self) -> tuple[Tensor, Tensor]:
-        """All rows in model space and their targets (see `LabelStore.loss`), detached."""
+        """All rows to train on in model space and their targets (see `LabelStore.loss`), detached."""
         with torch.no_grad():
-            rows, origin = self.store.decode(torch.arange(len(self)))
-            return rows.clone(), self.labels.targets(origin, view_of(origin)).detach().clone()
+            rows, items, views = self.labels.expand(self.info, *self.store.decode(torch.arange(len(self))))
+            return rows.clone(), self.labels.targets(items, views).detach().clone()
 
     def natural(self) -> tuple[Tensor, Tensor]:
         """All rows in natural values clamped to the natural range, and their hard classes; for looking at."""
@@ -141,8 +150,10 @@ class SyntheticSet:
                 "items_per_class": torch.bincount(self.labels.classes, minlength=info.num_classes).tolist(),
                 "plain_items_per_class": self.budget.tolist(),
                 "stored_bytes": self.store.size_bytes,
+                "label_bytes": self.labels.size_bytes,
             },
             "protocol": self.protocol,
+            **({"training": dict(self.training)} if self.training else {}),
             "provenance": dict(self.provenance),
             "privacy": dict(self.privacy) or {"statement": "Unknown: no ledger was kept.", "events": []},
             "sha256": content_hash,
@@ -227,6 +238,7 @@ def _read_v1(card: dict[str, Any], tensors: dict[str, Tensor]) -> SyntheticSet:
         protocol=card["protocol"],
         provenance=card["provenance"],
         privacy=card["privacy"],
+        training=card.get("training", {}),
     )
 
 

@@ -55,7 +55,8 @@ def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
     domain.network(parts.network or domain.default_network(info), info)
     domain.augmentation(parts.augment, info)
     if parts.init != "noise":
-        registry().get("selector", parts.init, "distill.init; 'noise' is possible too")
+        selector = registry().load("selector", parts.init, "distill.init; 'noise' is possible too")
+        selector.settle(parts.init_options)
     for kind, name in (
         ("objective", parts.objective),
         ("pool", parts.pool),
@@ -65,8 +66,14 @@ def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
     ):
         registry().get(kind, name, f"distill.{kind}")
     registry().load("sampler", parts.sampler, "distill.sampler")(**parts.sampler_options)
+    registry().load("objective", parts.objective, "distill.objective")(**parts.objective_options)
     domain.augmentation(parts.teacher.augment, info)
-    empty_store(parts, info, range(info.num_classes))
+    store = empty_store(parts, info, range(info.num_classes))
+    labels = registry().load("labels", parts.labels, "distill.labels")(
+        store.classes, info.num_classes, store.rows_per_item, **parts.labels_options
+    )
+    domain.augmentation(labels.options.get("augment", "none"), info)
+    labels.expand(info, torch.zeros(0, *info.shape), torch.zeros(0, dtype=torch.int64))
 
 
 def check_distill(settings: DistillSettings) -> None:
@@ -134,6 +141,7 @@ def run_distill(
         epochs=settings.evaluate.epochs,
         repeats=settings.evaluate.repeats,
         baselines=settings.evaluate.baselines,
+        teacher_steps=settings.evaluate.teacher_steps,
         streams=Streams(run.seed).child("evaluate"),
         device=device,
         report=watching.training,

@@ -116,19 +116,25 @@ def _name(summary: Mapping[str, Any]) -> str:
         options = summary.get("partition", {}).get("options") or federation["partition_options"]
         shown = ", ".join(f"{k}={v}" for k, v in options.items() if v is not None)
         parts += [f"{federation['clients']} clients", f"{federation['partition']}({shown})"]
-    return ", ".join([*parts, f"ipc {settings['distill']['ipc']}"])
+    return ", ".join([*parts, f"ipc {settings.get('distill', settings)['ipc']}"])
 
 
 #: Settings that `_name` shows, or that are no property of the experiment.
-_NAMED = ("distill.ipc", "data.dataset", "data.root", "federation.clients", "federation.partition", "run.")
+_NAMED = ("ipc", "distill.ipc", "data.dataset", "data.root", "federation.clients", "federation.partition", "run.")
 
 
 def _differences(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """For each run ``key=value`` of the other settings in which the runs differ."""
+    """For each run ``key=value`` of the other settings in which runs of its kind differ."""
     flat = [{k: v for k, v in flatten(run["settings"]).items() if not k.startswith(_NAMED)} for run in runs]
-    keys = dict.fromkeys(key for settings in flat for key in settings)
-    odd = [key for key in keys if len({json.dumps(settings.get(key)) for settings in flat}) > 1]
-    return [[f"{key.rpartition('.')[2]}={settings[key]}" for key in odd if key in settings] for settings in flat]
+    odd: dict[str, list[str]] = {}
+    for kind in {run["kind"] for run in runs}:
+        mine = [settings for run, settings in zip(runs, flat) if run["kind"] == kind]
+        keys = dict.fromkeys(key for settings in mine for key in settings)
+        odd[kind] = [key for key in keys if len({json.dumps(settings.get(key)) for settings in mine}) > 1]
+    return [
+        [f"{key.rpartition('.')[2]}={settings[key]}" for key in odd[run["kind"]] if key in settings]
+        for run, settings in zip(runs, flat)
+    ]
 
 
 def _key(summary: Mapping[str, Any]) -> str:

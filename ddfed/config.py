@@ -26,6 +26,8 @@ from ddfed.errors import ConfigError, one_of
 
 M = TypeVar("M", bound=BaseModel)
 DEFAULT = "default"
+#: The table of a settings file that describes the file.
+SCENARIO = "scenario"
 _KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
@@ -84,9 +86,18 @@ def describe(resolved: Resolved[Any]) -> list[tuple[str, Any, str]]:
 def read_toml(path: Path) -> Layer:
     """Read a settings file into a layer whose origin is the path.
 
+    A table ``[scenario]`` says what the file is for (see `ddfed.reproduce`); it holds no settings and is left out.
+
     Raises:
         ConfigError: the file is absent, unreadable or not TOML; the message holds the line.
     """
+    tables = read_tables(path)
+    described = isinstance(tables.get(SCENARIO), Mapping)
+    return Layer(str(path), {k: v for k, v in tables.items() if not (described and k == SCENARIO)})
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """Everything in a TOML file; raises as `read_toml` does."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -96,7 +107,7 @@ def read_toml(path: Path) -> Layer:
     except UnicodeDecodeError as error:
         raise ConfigError(f"settings file {path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     try:
-        return Layer(str(path), tomllib.loads(text))
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"settings file {path} is not valid TOML: {error}{_quoted_line(text, str(error))}") from None
 

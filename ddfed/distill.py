@@ -26,7 +26,7 @@ from ddfed.sample import Sampler
 from ddfed.seeds import Streams
 from ddfed.select import select_rows
 from ddfed.settings import PartSettings
-from ddfed.store import LabelStore, Store, view_of
+from ddfed.store import LabelStore, Lesson, Store, view_of
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def distill(
         store=kit.store,
         labels=kit.labels,
         protocol=parts.protocol,
+        training=kit.objective.training(),
         provenance={"settings": parts.model_dump(mode="json"), "seed": streams.root, "torch": torch.__version__},
         privacy={"statement": gate.ledger.statement(), "events": gate.ledger.to_json()},
     )
@@ -180,6 +181,7 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
                 device=kit.context.device,
                 sampler=kit.sampler,
                 expert=kit.pool.expert,
+                place=kit.pool.place(step),
             )
         )
         if not math.isfinite(cotangent.loss) or not bool(torch.isfinite(cotangent.x).all()):
@@ -194,17 +196,22 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
 
 def _decoded(kit: Kit) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        rows, origin = kit.store.decode(torch.arange(kit.store.items))
-        targets = kit.labels.targets(origin, view_of(origin))
-        return rows.to(kit.context.device), targets.detach().to(kit.context.device)
+        rows, items, views = _trained_on(kit)
+        return rows.to(kit.context.device), kit.labels.targets(items, views).detach().to(kit.context.device)
+
+
+def _trained_on(kit: Kit) -> tuple[Tensor, Tensor, Tensor]:
+    """What networks are trained on: rows, and the item and the view of each."""
+    return kit.labels.expand(kit.context.gate.info, *kit.store.decode(torch.arange(kit.store.items)))
 
 
 def _teach(kit: Kit) -> None:
     if kit.teacher is None:
         return
     with torch.no_grad():
-        rows, origin = kit.store.decode(torch.arange(kit.store.items))
-        kit.labels.teach(kit.teacher, rows.to(kit.context.device), origin, view_of(origin))
+        rows, items, views = _trained_on(kit)
+        named, streams = kit.context.augmentation_named, kit.context.streams.child("labels")
+        kit.labels.teach(Lesson(kit.teacher, rows.to(kit.context.device), items, views, named, streams))
 
 
 class Outer:
@@ -303,6 +310,11 @@ def _assemble(
         augmentation=augmentation,
         teacher=trained_network(context, parts.teacher.training(), "teacher") if labels.taught else None,
     )
+    if kit.objective.second_order and not domain.capabilities.second_order:
+        raise ConfigError(
+            f"objective {parts.objective!r} differentiates the network twice, which networks of domain {domain.name!r} "
+            f"do not allow. Match features instead (method 'dm')."
+        )
     _teach(kit)
     return kit
 
@@ -332,19 +344,14 @@ def _initialise(
     shape = (store.items, store.seeds_per_item, *gate.info.shape)
     per_class = store.items // len(context.classes)
     if parts.init == "noise":
-        store.fill(torch.randn(shape, generator=context.streams.torch("init noise")))
+        store.fill(torch.randn(shape, generator=context.streams.torch("init noise")), context.streams.child("store"))
         return
     selector = registry().load("selector", parts.init, "distill.init")
     data = gate.raw(f"initialisation by {parts.init}")
-    try:
-        rows = select_rows(
-            data, selector, per_class * store.seeds_per_item, context, top_up=parts.top_up, **parts.init_options
-        )
-    except TypeError as error:
-        raise ConfigError(
-            f"distill.init_options {parts.init_options!r} do not fit selector {parts.init!r}: {error}"
-        ) from None
-    store.fill(data.batch(rows).inputs.view(shape))
+    rows = select_rows(
+        data, selector, per_class * store.seeds_per_item, context, parts.init_options, top_up=parts.top_up
+    )
+    store.fill(data.batch(rows).inputs.view(shape), context.streams.child("store"))
 
 
 def _snapshot(kit: Kit, step: int) -> dict[str, Any]:

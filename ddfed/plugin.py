@@ -23,25 +23,50 @@ def ddfed_register(registry: Registry) -> None:
         ("herding", "real items that follow the class mean in feature space"),
         ("kcenter", "real items that cover the class in feature space"),
         ("kmeans", "real items nearest the k-means centres of a class"),
+        ("forgetting", "real items by how often a network forgets them while it is trained"),
+        ("el2n", "real items by the early error of networks in training"),
+        ("grand", "real items by the early gradient norm of networks in training"),
+        ("dq", "real items of each of ten graph-cut bins of a class"),
     ):
         registry.add("selector", name, f"ddfed.select:{name.upper()}", summary=summary)
     registry.add("objective", "mean", "ddfed.match:MeanMatching", summary="class-mean features (and logits)")
+    registry.add("objective", "gradient", "ddfed.match:GradientMatching", summary="gradients of the weights by class")
+    registry.add(
+        "objective", "moments", "ddfed.match:MomentMatching", summary="a weighted sum of terms on the rows of a class"
+    )
     registry.add("decoder", "pixels", "ddfed.store:Pixels", summary="each item is one row")
     registry.add(
         "decoder", "multi-formation", "ddfed.store:MultiFormation", summary="cells of a canvas, upsampled (IDC, IDM)"
     )
     registry.add("decoder", "mirrored", "ddfed.store:Mirrored", summary="each item and its mirror image (FYI)")
+    for name, target, summary in (
+        ("hallucinator", "Hallucinators", "bases that shared hallucinators turn into many rows (HaBa)"),
+        ("dct", "Frequencies", "the frequencies that matter in a class (FreD)"),
+        ("basis", "SharedBasis", "coefficients of a basis that all classes share (addressable memory, NSD)"),
+        ("field", "Fields", "a small sine network of the position for each item (DDiF)"),
+        ("palette", "Palette", "a few colours for each item and their indices (AutoPalette's storage)"),
+    ):
+        registry.add("decoder", name, f"ddfed.store:{target}", summary=summary)
     registry.add("labels", "hard", "ddfed.store:HardLabels", summary="one class per item")
     registry.add("labels", "logits", "ddfed.store:LogitLabels", summary="learned logits")
+    registry.add("labels", "vectors", "ddfed.store:VectorLabels", summary="learned vectors, by squared distance (KIP)")
+    registry.add("labels", "teacher", "ddfed.store:TeacherLabels", summary="logits of a network trained on real data")
+    registry.add("labels", "gift", "ddfed.store:GiftLabels", summary="refined soft labels, by cosine (GIFT)")
+    registry.add("labels", "dense", "ddfed.store:DenseLabels", summary="soft labels of rows and windows of them (LADD)")
+    registry.add("labels", "blocks", "ddfed.store:BlockLabels", summary="stored augmented batches, reused (LPLD)")
     registry.add("sampler", "uniform", "ddfed.sample:UniformSampler", summary="any row of a class")
     registry.add(
         "sampler", "kmeans", "ddfed.sample:KMeansSampler", summary="rows nearest the centres of a class (DREAM)"
     )
     registry.add("pool", "R", "ddfed.pool:RandomPool", summary="a fresh random network at every step")
     registry.add("pool", "RS", "ddfed.pool:SynTrainedPool", summary="random, then trained on the synthetic set")
+    registry.add("pool", "RA", "ddfed.pool:AdaptivePool", summary="as RS, for as long as the network learns (CAFE)")
     registry.add("pool", "RT", "ddfed.pool:RealTrainedPool", summary="random, then trained on real data")
     registry.add("pool", "Q", "ddfed.pool:QueuePool", summary="a queue of networks in training on real data")
+    registry.add("pool", "PI", "ddfed.pool:PathPool", summary="between first and trained weights; has an expert")
+    registry.add("pool", "T", "ddfed.pool:TrainedPool", summary="networks trained on real data beforehand")
+    registry.add("pool", "PW", "ddfed.pool:NoisyPool", summary="early-stage networks with noise on their weights")
     registry.add("pool", "exact", "ddfed.pool:ExactPool", summary="given weights")
     registry.add("pool", "ball", "ddfed.pool:BallPool", summary="weights at a given distance from given ones")
-    for name, constant in (("E-dc", "E_DC"), ("E-dsa", "E_DSA"), ("E-idc", "E_IDC")):
-        registry.add("protocol", name, f"ddfed.evaluate.protocols:{constant}")
+    for name in ("E-dc", "E-dsa", "E-idc", "E-mtt", "E-krr"):
+        registry.add("protocol", name, f"ddfed.evaluate.protocols:{name.upper().replace('-', '_')}")

@@ -36,6 +36,7 @@ KINDS = {
     "federated": "a federated method",
     "partitioner": "a split of the data among clients",
     "backend": "a place where a federation runs",
+    "scenario": "an experiment with its published figure, as a file",
 }
 #: What people call a kind where its own name would puzzle them.
 TITLES = {"recipe": "method", "federated": "federated method", "decoder": "store", "dataset": "data set"}
@@ -49,7 +50,7 @@ class Component:
     Args:
         kind: one of `KINDS`.
         name: the name people type.
-        target: ``"module:attribute"``.
+        target: ``"module:attribute"``; of a scenario ``"package:file.toml"`` (see `ddfed.reproduce`).
         summary: one line for lists.
         extra: the pip extra that brings what it imports, such as ``"image"``.
         modules: importable names that must be there for it to work.
@@ -210,13 +211,28 @@ def manager() -> pluggy.PluginManager:
 
 @cache
 def registry() -> Registry:
-    """The process's registry."""
+    """The process's registry.
+
+    A plugin whose `ddfed_register` fails is left out whole, with a warning that names it.
+    """
     filled = Registry()
     plugins = manager()
     for name, plugin in plugins.list_name_plugin():
         implementation = getattr(plugin, "ddfed_register", None)
-        if implementation:
-            # Called one by one rather than through the hook so that each component knows its owner.
-            filled._owner = name
+        if not implementation:
+            continue
+        # Called one by one rather than through the hook so that each component knows its owner.
+        filled._owner = name
+        before = dict(filled._components)
+        try:
             implementation(registry=filled)
+        except Exception as error:  # noqa: BLE001 - whatever a stranger's module raises
+            if name == "core":
+                raise
+            filled._components = before
+            plugins.unregister(name=name)
+            warnings.warn(
+                f"plugin {name!r} could not register what it offers and is left out: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
     return filled

@@ -18,7 +18,7 @@ from ddfed.domain import Network
 from ddfed.errors import ConfigError
 from ddfed.gate import Gate, Query
 from ddfed.seeds import Streams
-from ddfed.select import choose_kmeans
+from ddfed.select import choose_kmeans, nearest_centres
 
 
 class Sampler(ABC):
@@ -68,6 +68,8 @@ class KMeansSampler(Sampler):
     clustered, and used until the next clustering.
 
     Source: Liu et al., DREAM: Efficient Dataset Distillation by Representative Matching, ICCV 2023, section 3.
+    Departure: a clustering starts from the rows that the one before chose, embedded anew, which is near the end
+    already; the first starts with k-means++.
 
     Options:
         every: outer steps between clusterings.
@@ -102,7 +104,13 @@ class KMeansSampler(Sampler):
             rows = found.rows[found.groups == group]
             k = min(query.rows, len(rows))
             generator = streams.torch("sampler", "kmeans", step, c)
-            self._chosen[c] = rows[choose_kmeans(values.cpu(), k, generator)] if k else rows
+            if not k:
+                self._chosen[c] = rows
+                continue
+            values = values.cpu()
+            start = values[torch.isin(rows, self._chosen.get(c, rows[:0]))]
+            picks = nearest_centres(values, start) if len(start) == k else choose_kmeans(values, k, generator)
+            self._chosen[c] = rows[picks]
 
     def state(self) -> dict[str, Any]:
         return {"chosen": {str(c): rows for c, rows in self._chosen.items()}}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.registry import registry
@@ -16,9 +18,19 @@ if TYPE_CHECKING:
 
 
 class Settings(BaseModel):
-    """Frozen, and strict about names."""
+    """Frozen, and strict about names; no number is infinite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _finite_options(cls, value: Any) -> Any:
+        # Free-form tables hold numbers that pydantic does not look at, and that JSON could not say.
+        for name, inner in value.items() if isinstance(value, Mapping) else ():
+            if isinstance(inner, float) and not math.isfinite(inner):
+                raise ValueError(f"{name} must be finite, got {inner}")
+            cls._finite_options(inner)
+        return value
 
 
 class DataSettings(Settings):
@@ -60,7 +72,7 @@ class PartSettings(Settings):
     network: str = Field("", description="network that judges; empty for the domain's default")
     init: str = Field("random", description="selector that gives the initial items, or 'noise'")
     init_options: dict[str, Any] = Field(
-        default_factory=dict, description="of the selector: train_steps of the network that gives it features"
+        default_factory=dict, description="of the selector: train_steps, direction, ... (a wrong name lists them)"
     )
     store: str = Field("pixels", description="parametrisation: pixels, multi-formation, mirrored")
     store_options: dict[str, Any] = Field(default_factory=dict, description="options of the store, below")
@@ -96,8 +108,16 @@ class EvaluateSettings(Settings):
     networks: tuple[str, ...] = Field((), description="networks trained on the set; empty for the domain's default")
     repeats: int = Field(3, ge=1, description="fresh networks per row of the table")
     epochs: int | None = Field(None, ge=1, description="overrides the protocol's epochs; said in every table")
-    baselines: tuple[Literal["random", "full"], ...] = Field(
-        ("random", "full"), description="rows beside the result: random items of the budget, full data at equal steps"
+    baselines: tuple[Literal["random", "label-only", "full"], ...] = Field(
+        ("random", "label-only", "full"),
+        description="rows beside the result: random items of the budget, the same with soft labels, full data at "
+        "equal steps",
+    )
+    teacher_steps: int | None = Field(
+        None,
+        ge=1,
+        description='steps (of 256 real rows) of the network that labels the row "label-only", stopped early; none for '
+        "two passes over the data, at least 100 steps",
     )
 
 
@@ -120,6 +140,58 @@ class DistillSettings(Settings):
     distill: PartSettings = PartSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     run: RunSettings = RunSettings()
+
+
+class ScoreSettings(Settings):
+    """The networks that score the items of a finished set (YOCO, section 3 and the authors' settings)."""
+
+    network: str = Field("", description="network; empty for the domain's default")
+    epochs: int = Field(100, ge=1, description="epochs it is trained on the set")
+    best: int = Field(10, ge=1, description="epochs of the highest accuracy on the set that are averaged")
+    networks: int = Field(1, ge=1, description="networks that are averaged")
+
+    @model_validator(mode="after")
+    def _enough_epochs(self) -> ScoreSettings:
+        if self.best > self.epochs:
+            raise ValueError(f"the best {self.best} of {self.epochs} epochs cannot be averaged; lower score.best")
+        return self
+
+
+class PruneSettings(Settings):
+    """`ddfed prune`."""
+
+    artifact: Path = Field(description="run folder, or folder of the set that loses items")
+    ipc: int = Field(ge=1, description="budget per class that is left, counted in plain items")
+    rule: Literal["yoco", "el2n", "random"] = Field(
+        "yoco", description="which items stay: of the lowest error of logits, of probabilities, or random ones"
+    )
+    score: ScoreSettings = ScoreSettings()
+    data: DataSettings = DataSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    run: RunSettings = RunSettings()
+
+
+def resolve_prune(layers: Sequence[Layer]) -> Resolved[PruneSettings]:
+    """Settings of a pruning: defaults < the card's data < files < --set < options.
+
+    Raises:
+        ConfigError: an unknown key or a wrong value.
+    """
+    artifact = value_of(layers, "artifact", None)
+    return resolve(PruneSettings, [*_card_layer(artifact), *layers])
+
+
+def _card_layer(artifact: str | Path | None) -> list[Layer]:
+    """The data that a set's card says it was made from; nothing where there is no card to read."""
+    path = Path(artifact or "")
+    card = (path if path.is_dir() else path.parent) / "card.json"
+    try:
+        found = json.loads(card.read_text(encoding="utf-8"))
+        data = found["provenance"].get("settings", {}).get("data")
+        task = {"domain": found["task"]["domain"], "dataset": found["task"]["dataset"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []  # what is wrong with a set is said by who loads it
+    return [Layer(str(card), {"data": data or task})]
 
 
 def value_of(layers: Sequence[Layer], path: str, default: Any) -> Any:

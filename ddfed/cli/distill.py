@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddfed.cli.options import run_options
-from ddfed.cli.output import emit, say, table
-from ddfed.cli.running import begin
+from ddfed.cli.options import experiment_options, run_options, shared_flags
+from ddfed.cli.output import say, table
+from ddfed.cli.running import Making
 
 if TYPE_CHECKING:
     from ddfed.runs import RunFolder
@@ -17,36 +17,22 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--method", "-m", help="Recipe (dm); `ddfed methods list` shows them.")
-@click.option("--domain", help="Modality (image).")
-@click.option("--dataset", help="Data set of the domain (digits, embedded).")
-@click.option("--data", "root", type=click.Path(path_type=Path), help="Folder that holds the data set's files.")
-@click.option("--ipc", type=int, help="Items per class (10).")
-@click.option("--steps", type=int, help="Outer steps.")
+@experiment_options("Items per class (10).")
 @click.option("--repeats", type=int, help="Fresh networks per row of the evaluation (3).")
-@click.option("--protocol", help="Evaluation recipe: E-dc, E-dsa, E-idc.")
+@click.option("--protocol", help="Evaluation recipe, such as E-dc, E-dsa, E-idc.")
 @click.option("--epochs", type=int, help="Overrides the evaluation recipe's epochs; tables say so.")
-@click.option("--device", help="auto, cpu, cuda, mps.")
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest).")
 @run_options
 def distill(
     method: str | None,
-    domain: str | None,
-    dataset: str | None,
-    root: Path | None,
-    ipc: int | None,
-    steps: int | None,
     repeats: int | None,
     protocol: str | None,
     epochs: int | None,
-    device: str | None,
-    resume: Path | None,
     config_file: Path | None,
     sets: tuple[str, ...],
-    seed: int | None,
-    out: Path | None,
-    name: str | None,
+    resume: Path | None,
     as_json: bool,
     quiet: bool,
+    **shared: Any,
 ) -> None:
     """Distil a data set into a few synthetic items, and judge them.
 
@@ -60,27 +46,14 @@ def distill(
       ddfed distill -m idm --dataset folder --data ~/my-pictures --steps 500
       ddfed distill --resume latest
     """
-    from ddfed.central import check_distill
-    from ddfed.settings import resolve_distill
-
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
-        "--domain": ("data.domain", domain),
-        "--dataset": ("data.dataset", dataset),
-        "--data": ("data.root", str(root.resolve()) if root else None),
-        "--ipc": ("distill.ipc", ipc),
-        "--steps": ("distill.steps", steps),
         "--repeats": ("evaluate.repeats", repeats),
         "--protocol": ("evaluate.protocol", protocol),
         "--epochs": ("evaluate.epochs", epochs),
-        "--device": ("run.device", device),
-        "--seed": ("run.seed", seed),
-        "--out": ("run.out", str(out) if out else None),
-        "--name": ("run.name", name),
+        **shared_flags(shared),
     }
-    settings, folder = begin("distill", resolve_distill, check_distill, flags, config_file, sets, resume, _label, quiet)
-    summary = folder.summary() if folder.finished else _run(settings, folder, resume is not None, quiet)
-    emit(summary, as_json, lambda: _print(summary, folder.path))
+    MAKING.main(flags, config_file, sets, resume, as_json, quiet)
 
 
 def _label(settings: Any) -> str:
@@ -132,3 +105,14 @@ def _print(summary: dict[str, Any], path: Path) -> None:
         spread = f" ± {p['spread']}" if p["spread"] is not None else ""
         click.echo(f"published: {p['accuracy']}{spread} % under {p['protocol']} ({p['source']})")
     click.echo(f"\n{path / 'report.html'}")
+
+
+MAKING = Making(
+    command="distill",
+    resolver="ddfed.settings:resolve_distill",
+    check="ddfed.central:check_distill",
+    label=_label,
+    execute=_run,
+    show=_print,
+)
+distill.making = MAKING  # type: ignore[attr-defined]

@@ -32,15 +32,27 @@ def methods() -> None:
 def list_methods(kind: str | None, as_json: bool) -> None:
     """List the methods."""
     found = [c for c in registry().of_kind(*_METHOD_KINDS) if kind in (None, _METHOD_KINDS[c.kind])]
-    _list([_method(c) for c in found], ("name", "kind", "family", "needs", "summary"), as_json, "methods")
+    columns = ("name", "kind", "family", "needs", "cost", "summary")
+    rows = sorted((_method(c) for c in found), key=lambda row: (row["kind"], row["family"], row["name"]))
+    _list(rows, columns, as_json, "methods", width=100)
 
 
 @methods.command("show")
 @click.argument("name")
 @json_option
 def show_method(name: str, as_json: bool) -> None:
-    """Show all that is known about one method."""
-    _show([{**_method(c), **_offer(c)} for c in _named("method", name, *_METHOD_KINDS)], as_json)
+    """Show all that is known about one method: idea, equation, parts, figures, when it fails."""
+    found = _named("method", name, *_METHOD_KINDS)
+    component = found[0]
+    if component.kind == "recipe" and not component.missing:
+        from ddfed.cli.method_pages import described, told
+
+        recipe = component.load()
+        emit(
+            {**_method(component), **described(recipe), **_offer(component)}, as_json, lambda: click.echo(told(recipe))
+        )
+        return
+    _show([{**_method(c), **_offer(c)} for c in found], as_json)
 
 
 @click.group()
@@ -146,6 +158,7 @@ def _method(component: Component) -> Row:
         "kind": _METHOD_KINDS[component.kind],
         "family": known.get("family", ""),
         "needs": needs,
+        "cost": known.get("cost", ""),
         "summary": component.summary,
     }
 
@@ -165,7 +178,7 @@ def _dataset(component: Component) -> Row:
     return {
         "name": component.name,
         **{name: known.get(name) for name in ("classes", "train", "test")},
-        "state": _state(component),
+        "state": _state(component) + (", needs its files" if known.get("files") and not component.missing else ""),
         "files": list(_many(known.get("files"))),
         "licence": known.get("licence"),
         "summary": component.summary,
@@ -224,10 +237,10 @@ def _many(value: Any) -> Sequence[str]:
 # --- printing -----------------------------------------------------------------------------------------------
 
 
-def _list(rows: list[Row], columns: Sequence[str], as_json: bool, what: str) -> None:
+def _list(rows: list[Row], columns: Sequence[str], as_json: bool, what: str, width: int = 0) -> None:
     def human() -> None:
         if rows:
-            table(columns, [[row[c] for c in columns] for row in rows])
+            table(columns, [[row[c] for c in columns] for row in rows], width=width)
         else:
             click.echo(f"no {what} are registered; `ddfed plugins list` shows the plugins", err=True)
 

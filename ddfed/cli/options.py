@@ -30,6 +30,30 @@ out_option = click.option(
 name_option = click.option("--name", help="Name of the run folder, after its date.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Only the result, no progress.")
+resume_option = click.option(
+    "--resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest)."
+)
+# Absolute, since a run may be resumed from another folder.
+data_option = click.option(
+    "--data",
+    "root",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Folder that holds the data set's files.",
+)
+device_option = click.option("--device", help="auto, cpu, cuda, mps.")
+
+#: Options that mean the same setting wherever they are taken: option -> dotted key.
+SHARED_KEYS = {
+    "--domain": "data.domain",
+    "--dataset": "data.dataset",
+    "--data": "data.root",
+    "--ipc": "distill.ipc",
+    "--steps": "distill.steps",
+    "--device": "run.device",
+    "--seed": "run.seed",
+    "--out": "run.out",
+    "--name": "run.name",
+}
 
 
 def settings_options(command: F) -> F:
@@ -42,6 +66,38 @@ def run_options(command: F) -> F:
     for option in (quiet_option, json_option, name_option, out_option, seed_option):
         command = option(command)
     return settings_options(command)
+
+
+def experiment_options(ipc: str) -> Callable[[F], F]:
+    """What every command that distils takes beside `run_options`: which data, how much, where, and ``--resume``.
+
+    Args:
+        ipc: help of ``--ipc``, whose unit differs between a data set and a client.
+    """
+
+    def add(command: F) -> F:
+        for option in (
+            resume_option,
+            device_option,
+            click.option("--steps", type=int, help="Outer steps."),
+            click.option("--ipc", type=int, help=ipc),
+            data_option,
+            click.option("--dataset", help="Data set of the domain (digits, embedded)."),
+            click.option("--domain", help="Modality (image)."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+def shared_flags(given: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
+    """The options of `SHARED_KEYS` among a command's keywords, as `layers` takes them."""
+    found = {}
+    for option, key in SHARED_KEYS.items():
+        value = given.get("root" if option == "--data" else option.removeprefix("--"))
+        found[option] = (key, str(value) if isinstance(value, Path) else value)
+    return found
 
 
 def layers(

@@ -42,15 +42,34 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
-    """Print a table on stdout; columns that hold only numbers are aligned right."""
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "", width: int = 0) -> None:
+    """Print a table on stdout; columns that hold only numbers are aligned right.
+
+    Args:
+        columns: their names.
+        rows: one value per column.
+        title: above it, on a terminal.
+        width: off a terminal (which folds by itself), long cells are cut so that lines are no longer; 0 cuts
+            nothing.
+    """
     raw = [list(row) for row in rows]
     body = [[shown(cell) for cell in row] for row in raw]
     right = [_is_numeric([row[i] for row in raw]) for i in range(len(columns))]
     if is_terminal(sys.stdout):
         _drawn(columns, body, right, title)
     else:
-        _columns(columns, body, right)
+        _columns(columns, _cut(columns, body, width) if width else body, right)
+
+
+def _cut(columns: Sequence[str], body: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """Shorten the widest columns until a line fits; never the first, whose names are copied into commands."""
+    wide = [max([len(name), *(len(row[i]) for row in body)]) for i, name in enumerate(columns)]
+    while sum(wide) + 2 * (len(wide) - 1) > width:
+        widest = max(range(1, len(wide)), key=wide.__getitem__, default=0)
+        if not widest or wide[widest] <= max(len(columns[widest]), 8):
+            break
+        wide[widest] -= 1
+    return [[c if len(c) <= w else f"{c[: w - 3].rstrip()}..." for c, w in zip(row, wide)] for row in body]
 
 
 def facts(values: Mapping[str, Any], title: str = "") -> None:

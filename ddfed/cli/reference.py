@@ -1,4 +1,7 @@
-"""Writes the reference pages that the program knows best: ``python -m ddfed.cli.reference docs/reference``."""
+"""Writes the pages that the program knows best: ``python -m ddfed.cli.reference docs/reference``.
+
+The pages of the methods go beside that folder, to ``docs/methods``.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,8 @@ def _fields(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str
         if isinstance(default, BaseModel):
             yield from _fields(type(default), f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", _shown(default), field.description or ""
+            given = "required" if field.is_required() else _shown(default)
+            yield f"{prefix}{name}", given, field.description or ""
 
 
 def _shown(default: Any) -> str:
@@ -104,9 +108,15 @@ def pages() -> dict[str, str]:
 
 
 def main() -> None:
+    from ddfed.cli.method_pages import method_pages
+
     folder = Path(sys.argv[1])
+    methods = folder.parent / "methods"
+    methods.mkdir(exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text)
+    for name, text in method_pages().items():
+        (methods / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What commands that make a run have in common: begin one, or go on with one."""
+"""What commands that make a run have in common: begin one or go on with one, do it, and show what it found."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddfed.cli.options import layers
-from ddfed.cli.output import say
+from ddfed.cli.output import emit, say
 from ddfed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,38 +17,89 @@ if TYPE_CHECKING:
     from ddfed.runs import RunFolder
 
 
-def begin(
-    command: str,
-    resolver: Callable[[Sequence[Layer]], Resolved[Any]],
-    check: Callable[[Any], None],
-    flags: Mapping[str, tuple[str, Any]],
-    config_file: Path | None,
-    sets: Sequence[str],
-    resume: Path | None,
-    label: Callable[[Any], str],
-    quiet: bool,
-) -> tuple[Any, RunFolder]:
-    """Settings and run folder of a new run, or of the one to go on with.
+@dataclass(frozen=True)
+class Making:
+    """How a command makes its runs; on the click command as ``command.making``, so that others can make them too.
 
     Args:
-        command: name of the command; its runs alone can be resumed.
-        check: finds what is wrong before a folder is made.
-        resolver: turns layers into settings that have the sections ``data`` and ``run``.
-        flags: option -> (dotted key, value), None where it was not given.
-        config_file: from ``--config``.
-        sets: from ``--set``.
-        resume: from ``--resume``.
+        command: name of the command; its runs alone can be resumed by it.
+        resolver: ``"module:function"``, layers of settings to `Resolved`; loaded when a run is made.
+        check: ``"module:function"``, finds what is wrong with settings before a folder is made.
         label: names the folder of an unnamed run.
-        quiet: do not say where the folder is.
-
-    Raises:
-        ConfigError: a resumed run was given settings; it has its own.
-        DdfedError: wrong settings or data; no folder is left behind.
+        execute: ``(settings, folder, resume, quiet) -> summary``: the work, its report and its pictures.
+        show: prints a summary; ``(summary, folder's path)``.
     """
-    from ddfed.config import read_toml, to_toml
-    from ddfed.runs import RunFolder
 
-    if resume is not None:
+    command: str
+    resolver: str
+    check: str
+    label: Callable[[Any], str]
+    execute: Callable[[Any, RunFolder, bool, bool], dict[str, Any]]
+    show: Callable[[dict[str, Any], Path], None]
+
+    def resolve(self, given: Sequence[Layer]) -> Resolved[Any]:
+        """Settings from layers; raises `ConfigError`."""
+        resolved: Resolved[Any] = _load(self.resolver)(given)
+        return resolved
+
+    def start(self, settings: Any) -> RunFolder:
+        """A new run folder.
+
+        Raises:
+            DdfedError: wrong settings or data; no folder is left behind.
+        """
+        from ddfed.config import to_toml
+        from ddfed.runs import RunFolder
+
+        _load(self.check)(settings)
+        return RunFolder.create(settings.run.out, settings.run.name or self.label(settings), to_toml(settings))
+
+    def finish(self, settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[str, Any]:
+        """The summary of a run: do what is left of it, or read what it found."""
+        return folder.summary() if folder.finished else self.execute(settings, folder, resume, quiet)
+
+    def main(
+        self,
+        flags: Mapping[str, tuple[str, Any]],
+        config_file: Path | None,
+        sets: Sequence[str],
+        resume: Path | None,
+        as_json: bool,
+        quiet: bool,
+    ) -> None:
+        """The whole command: begin or go on, work, print.
+
+        Args:
+            flags: option -> (dotted key, value), None where it was not given.
+            config_file: from ``--config``.
+            sets: from ``--set``.
+            resume: from ``--resume``.
+            as_json: print the summary as JSON.
+            quiet: only the result.
+
+        Raises:
+            ConfigError: a resumed run was given settings; it has its own.
+            DdfedError: wrong settings or data; no folder is left behind.
+        """
+        if resume is None:
+            settings = self.resolve(layers(config_file, sets, flags)).settings
+            folder = self.start(settings)
+        else:
+            settings, folder = self._go_on(resume, flags, config_file, sets, quiet)
+        say(f"run folder: {folder.path}", quiet)
+        summary = self.finish(settings, folder, resume is not None, quiet)
+        emit(summary, as_json, lambda: self.show(summary, folder.path))
+
+    def _go_on(
+        self,
+        resume: Path,
+        flags: Mapping[str, tuple[str, Any]],
+        config_file: Path | None,
+        sets: Sequence[str],
+        quiet: bool,
+    ) -> tuple[Any, RunFolder]:
+        from ddfed.config import read_toml
+
         given = [option for option, (key, value) in flags.items() if value is not None and key != "run.out"]
         given += ["--set"] * bool(sets) + ["--config"] * bool(config_file)
         if given:
@@ -55,18 +108,17 @@ def begin(
                 f"start a new run for other settings"
             )
         out = next((value for key, value in flags.values() if key == "run.out"), None)
-        folder = _to_resume(command, resume, Path(out) if out else Path("runs"))
-        settings = resolver([read_toml(folder.config_path)]).settings
+        folder = _to_resume(self.command, resume, Path(out) if out else Path("runs"))
         if folder.finished:
             say("this run is finished; showing what it found", quiet)
         elif not folder.has_checkpoint:
             say("nothing was saved yet; starting from the beginning", quiet)
-    else:
-        settings = resolver(layers(config_file, sets, flags)).settings
-        check(settings)
-        folder = RunFolder.create(settings.run.out, settings.run.name or label(settings), to_toml(settings))
-    say(f"run folder: {folder.path}", quiet)
-    return settings, folder
+        return self.resolve([read_toml(folder.config_path)]).settings, folder
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _to_resume(command: str, resume: Path, base: Path) -> RunFolder:
@@ -88,7 +140,8 @@ def _to_resume(command: str, resume: Path, base: Path) -> RunFolder:
 
 
 def made_by(folder: RunFolder) -> str:
-    """The command that made a run, from its settings: only a federation has clients."""
+    """The command that made a run, from its settings: only a federation has clients, only a pruning a set before."""
     from ddfed.config import read_toml
 
-    return "simulate" if "federation" in read_toml(folder.config_path).values else "distill"
+    values = read_toml(folder.config_path).values
+    return "simulate" if "federation" in values else "prune" if "artifact" in values else "distill"

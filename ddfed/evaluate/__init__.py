@@ -1,7 +1,20 @@
 """Training fresh networks on a set and measuring them: the only judge of a distilled set."""
 
-from ddfed.evaluate.protocols import Protocol
-from ddfed.evaluate.table import Measurement, evaluate, measure
-from ddfed.evaluate.training import accuracy, train
+from ddfed.evaluate.protocols import Protocol, RidgeProtocol
+from ddfed.evaluate.table import BASELINES, Bench, Measurement, evaluate, measure
+from ddfed.evaluate.training import Quality, accuracy, calibration_error, quality, train
 
-__all__ = ["Measurement", "Protocol", "accuracy", "evaluate", "measure", "train"]
+__all__ = [
+    "BASELINES",
+    "Bench",
+    "Measurement",
+    "Protocol",
+    "Quality",
+    "RidgeProtocol",
+    "accuracy",
+    "calibration_error",
+    "evaluate",
+    "measure",
+    "quality",
+    "train",
+]

@@ -1,12 +1,13 @@
-"""The evaluation table: the set, random items of the same budget, and full data, under one recipe."""
+"""The evaluation table: the set, random items of the same budget with hard and with soft labels, and full data."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,15 +15,22 @@ from torch import Tensor
 
 from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData, Task
-from ddfed.domain import Domain
-from ddfed.errors import ArtifactError, DataError
-from ddfed.evaluate.protocols import Protocol
-from ddfed.evaluate.training import RowLoss, accuracy, train
+from ddfed.domain import Augmentation, Domain, Network
+from ddfed.errors import ArtifactError, ConfigError, DataError
+from ddfed.evaluate.protocols import Protocol, RidgeProtocol
+from ddfed.evaluate.ridge import KernelRegression
+from ddfed.evaluate.training import Quality, Rows, quality, train
+from ddfed.gate import PlainGate
+from ddfed.pool import PoolContext, Training, trained_network
 from ddfed.registry import registry
 from ddfed.seeds import Streams, isolated
-from ddfed.store import HardLabels
+from ddfed.store import HardLabels, LabelStore, Lesson, TeacherLabels
 
 Report = Callable[[str, int, int], None]
+Recipe = Protocol | RidgeProtocol
+
+#: Rows that stand beside every result unless somebody says otherwise.
+BASELINES = ("random", "label-only", "full")
 
 
 @dataclass(frozen=True)
@@ -30,13 +38,15 @@ class Measurement:
     """One row of the table.
 
     Args:
-        subject: ``"dm"``, ``"random"``, ``"full data"``.
+        subject: ``"dm"``, ``"random"``, ``"label-only"``, ``"full data"``.
         network: what was trained.
         protocol: how, with any departure in its name.
         accuracies: test accuracy of each fresh network, in [0, 1], last epoch.
         items: stored items trained on.
         seconds: wall time of the row.
         note: what a reader must know to compare.
+        ece: expected calibration error of each network's softmax, in [0, 1]; empty where there are no probabilities.
+        nll: mean negative log-likelihood of each, in nats; empty likewise.
     """
 
     subject: str
@@ -46,6 +56,8 @@ class Measurement:
     items: int
     seconds: float
     note: str = ""
+    ece: tuple[float, ...] = ()
+    nll: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -62,44 +74,78 @@ class Measurement:
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Measurement:
         fields: dict[str, Any] = {k: v for k, v in row.items() if k not in ("mean", "std")}
-        return cls(**{**fields, "accuracies": tuple(fields["accuracies"])})
+        lists: dict[str, Any] = {k: tuple(fields[k]) for k in ("accuracies", "ece", "nll") if k in fields}
+        return cls(**{**fields, **lists})
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What one network is trained on.
+
+    Args:
+        rows: row numbers -> (rows, targets) on the device.
+        count: how many there are.
+        labels: whose loss, regression targets and stored batches go with the targets.
+    """
+
+    rows: Rows
+    count: int
+    labels: LabelStore
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, labels: LabelStore) -> Material:
+        return cls(lambda index: (x[index], y[index]), len(x), labels)
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """What is trained on: a function from row numbers to rows, one per repeat.
+    """A row of the table before it is measured.
 
     Args:
         name: for the table.
         items: stored items.
-        make: repeat -> (rows, count, loss).
+        make: repeat -> what its network is trained on.
         note: for the table.
+        varies: repeats differ by more than the network.
     """
 
     name: str
     items: int
-    make: Callable[[int], tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int, RowLoss]]
+    make: Callable[[int], Material]
     note: str = ""
+    varies: bool = False
 
 
 def synthetic_subject(syn: SyntheticSet, name: str, device: torch.device) -> Subject:
     """The set itself; decoded once."""
     x, y = (t.to(device) for t in syn.decoded())
-    return Subject(name, len(syn), lambda repeat: (lambda i: (x[i], y[i]), len(x), syn.labels.loss))
+    material = Material.of(x, y, syn.labels)
+    plain = isinstance(syn.labels, HardLabels)
+    return Subject(name, len(syn), lambda repeat: material, "" if plain else f"{syn.labels.size_bytes} bytes of labels")
 
 
 def random_subject(syn: SyntheticSet, real: RealData, streams: Streams, device: torch.device) -> Subject:
     """Real items of the same bytes per class, drawn anew for each repeat; hard labels."""
-    budget = torch.minimum(syn.budget, real.class_counts).tolist()
 
-    def make(repeat: int) -> tuple[Callable[[Tensor], tuple[Tensor, Tensor]], int, RowLoss]:
-        generator = streams.torch("random subset", repeat)
-        picks = [m[torch.randperm(len(m), generator=generator)[:n]] for m, n in zip(real.class_index, budget)]
-        batch = real.batch(torch.cat(picks))
-        x, y = batch.inputs.to(device), batch.classes.to(device)
-        return (lambda i: (x[i], y[i])), len(x), HardLabels.loss
+    def make(repeat: int) -> Material:
+        x, classes = _random_items(syn, real, streams, repeat, device)
+        return Material.of(x, classes, HardLabels(classes, real.info.num_classes))
 
-    return Subject("random", sum(budget), make, "real items, same number per class, new ones for each network")
+    note = "real items, same number per class, new ones for each network"
+    return Subject("random", sum(_budget(syn, real)), make, note, varies=True)
+
+
+def _budget(syn: SyntheticSet, real: RealData) -> list[int]:
+    return torch.minimum(syn.budget, real.class_counts).tolist()
+
+
+def _random_items(
+    syn: SyntheticSet, real: RealData, streams: Streams, repeat: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    generator = streams.torch("random subset", repeat)
+    picks = [m[torch.randperm(len(m), generator=generator)[:n]] for m, n in zip(real.class_index, _budget(syn, real))]
+    batch = real.batch(torch.cat(picks))
+    return batch.inputs.to(device), batch.classes.to(device)
 
 
 def full_subject(real: RealData, device: torch.device, note: str) -> Subject:
@@ -109,7 +155,8 @@ def full_subject(real: RealData, device: torch.device, note: str) -> Subject:
         batch = real.batch(index)
         return batch.inputs.to(device), batch.classes.to(device)
 
-    return Subject("full data", len(real), lambda repeat: (rows, len(real), HardLabels.loss), note)
+    material = Material(rows, len(real), HardLabels(real.labels, real.info.num_classes))
+    return Subject("full data", len(real), lambda repeat: material, note)
 
 
 def measure(
@@ -117,7 +164,7 @@ def measure(
     task: Task,
     domain: Domain,
     network: str,
-    protocol: Protocol,
+    protocol: Recipe,
     repeats: int,
     streams: Streams,
     device: torch.device,
@@ -126,39 +173,232 @@ def measure(
     """Train ``repeats`` fresh networks on the subject and test them.
 
     Networks, order and augmentation hang on (network, repeat) alone, so that subjects are compared on the
-    same initial weights.
+    same initial weights. A regression is made once for a subject that does not vary.
     """
-    augmentation = domain.augmentation(protocol.augment, task.info)
     begun, found = time.perf_counter(), []
+    if isinstance(protocol, RidgeProtocol) and not subject.varies:
+        repeats = 1
     for repeat in range(repeats):
-        rows, count, loss = subject.make(repeat)
-        with isolated(streams.seed("evaluation network", network, repeat)):
-            net = domain.network(network, task.info).to(device)
-        train(
-            net,
-            rows,
-            count,
-            loss,
-            protocol,
-            augmentation,
-            streams.child("evaluation", network, repeat),
-            cell_axes=task.info.cell_axes,
-            on_epoch=_reporter(report, f"{subject.name} {network} {repeat + 1}/{repeats}", protocol.epochs),
-        )
-        found.append(accuracy(net, task.test))
+        material, text = subject.make(repeat), f"{subject.name} {network} {repeat + 1}/{repeats}"
+        if isinstance(protocol, RidgeProtocol):
+            found.append(_regressed(material, task, protocol))
+            _tell(report, text, 1, 1)
+        else:
+            net = fresh_network(domain, task, network, streams, repeat, device)
+            names = streams.child("evaluation", network, repeat)
+            _train(net, material, task, domain, protocol, names, _reporter(report, text, protocol.epochs))
+            found.append(quality(net, task.test))
     return Measurement(
         subject.name,
         network,
         protocol.name,
-        tuple(found),
+        tuple(one.accuracy for one in found),
         subject.items,
         round(time.perf_counter() - begun, 3),
         subject.note,
+        tuple(one.ece for one in found if one.ece is not None),
+        tuple(one.nll for one in found if one.nll is not None),
     )
+
+
+def fresh_network(
+    domain: Domain, task: Task, network: str, streams: Streams, repeat: int, device: torch.device
+) -> Network:
+    """The untrained network of a repeat, the same for every subject."""
+    with isolated(streams.seed("evaluation network", network, repeat)):
+        return domain.network(network, task.info).to(device)
+
+
+def _train(
+    net: Network,
+    material: Material,
+    task: Task,
+    domain: Domain,
+    protocol: Protocol,
+    streams: Streams,
+    on_epoch: Callable[[int], None] | None,
+) -> None:
+    replay = material.labels.replay
+    train(
+        net,
+        material.rows,
+        material.count,
+        material.labels.loss,
+        protocol,
+        domain.augmentation(replay.augment if replay else protocol.augment, task.info),
+        streams,
+        cell_axes=task.info.cell_axes,
+        on_epoch=on_epoch,
+        replay=replay,
+    )
+
+
+def _regressed(material: Material, task: Task, protocol: RidgeProtocol) -> Quality:
+    """Scores of a regression are no probabilities, so there is no calibration."""
+    x, y = material.rows(torch.arange(material.count))
+    fit = KernelRegression(x, material.labels.vectors(y), protocol.depth, protocol.ridge)
+    right = 0
+    for part in torch.arange(len(task.test)).split(1000):
+        batch = task.test.batch(part)
+        right += int((fit(batch.inputs).argmax(1) == batch.classes).sum())
+    return Quality(right / len(task.test))
 
 
 def _reporter(report: Report | None, text: str, epochs: int) -> Callable[[int], None] | None:
     return None if report is None else lambda epoch: report(text, epoch, epochs)
+
+
+def _tell(report: Report | None, text: str, done: int, total: int) -> None:
+    if report is not None:
+        report(text, done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A set on its task with what the rows of a table share.
+
+    Args:
+        syn: the set.
+        task: the data it was made from; its space must agree with the set's.
+        domain: modality adapter.
+        name: what tables call the set.
+        repeats: fresh networks per row.
+        baselines: of `BASELINES`, as wanted.
+        teacher_steps: of the network that labels the row "label-only"; None for two passes over the data, at least
+            100 steps. Soft labels of few items want a network that is stopped early.
+        teacher_network: which network that is; the domain's default when empty.
+        streams: randomness.
+        device: where networks live.
+        report: called with (text, epoch, epochs) as training goes.
+
+    Raises:
+        ArtifactError: the set and the data disagree in shape, classes or space.
+        ConfigError: an unknown baseline.
+        DataError: there are no test rows.
+    """
+
+    syn: SyntheticSet
+    task: Task
+    domain: Domain
+    name: str = "distilled"
+    repeats: int = 3
+    baselines: tuple[str, ...] = BASELINES
+    teacher_steps: int | None = None
+    teacher_network: str = ""
+    streams: Streams = field(default_factory=lambda: Streams(0))
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        check_fits(self.syn, self.task)
+        for baseline in self.baselines:
+            if baseline not in BASELINES:
+                raise ConfigError(f"unknown baseline {baseline!r}. Possible: {', '.join(map(repr, BASELINES))}")
+
+    @cached_property
+    def teacher(self) -> Network:
+        """The network behind the row "label-only": trained once, whatever the number of rows."""
+        held = PlainGate(self.task.train)
+        info, domain = self.task.info, self.domain
+        context = PoolContext(
+            build=lambda: domain.network(self._teacher_name, info),
+            gate=held,
+            streams=self.streams.child("label-only"),
+            classes=held.held(),
+            device=self.device,
+            augmentation_named=self._augmentation,
+            report=lambda what, done, total: _tell(self.report, f"full data, {self._teacher_name} labels", done, total),
+        )
+        return trained_network(context, self._training, "teacher")
+
+    @property
+    def _training(self) -> Training:
+        plain = Training()
+        few = max(100, -(-2 * len(self.task.train) // plain.batch))
+        return replace(plain, steps=self.teacher_steps or few)
+
+    @property
+    def _teacher_name(self) -> str:
+        return self.teacher_network or self.domain.default_network(self.task.info)
+
+    def synthetic(self) -> Subject:
+        return synthetic_subject(self.syn, self.name, self.device)
+
+    def random(self) -> Subject:
+        return random_subject(self.syn, self.task.train, self.streams, self.device)
+
+    def label_only(self) -> Subject:
+        """The items of `random` with soft labels of a network trained on real data.
+
+        What labels alone are worth; stands beside every method that uses soft labels. Source: Qin et al., A Label
+        is Worth a Thousand Images in Dataset Distillation, NeurIPS 2024.
+        """
+        return self.random_taught("label-only", TeacherLabels)
+
+    def random_taught(self, name: str, kind: type[TeacherLabels], **options: Any) -> Subject:
+        """The items of `random` with taught labels of any kind."""
+        real, info = self.task.train, self.task.info
+
+        def make(repeat: int) -> Material:
+            x, classes = _random_items(self.syn, real, self.streams, repeat, self.device)
+            labels = kind(classes.cpu(), info.num_classes, **options)
+            rows, items, views = labels.expand(info, x, torch.arange(len(x)))
+            streams = self.streams.child("labels of random items", repeat)
+            labels.teach(Lesson(self.teacher, rows, items, views, self._augmentation, streams))
+            return Material.of(rows, labels.targets(items, views).to(self.device), labels)
+
+        note = (
+            f"the random items with soft labels of a {self._teacher_name} trained {self._training.steps} steps on "
+            f"all {len(real)} rows"
+        )
+        return Subject(name, sum(_budget(self.syn, real)), make, note, varies=True)
+
+    def _augmentation(self, name: str) -> Augmentation | None:
+        return self.domain.augmentation(name, self.task.info)
+
+    def recipe(self, protocol: str = "", epochs: int | None = None) -> Recipe:
+        """An evaluation recipe as it is used for this set; the set's own when none is named."""
+        found: Recipe = registry().load("protocol", protocol or self.syn.protocol, "the protocol")
+        return found.for_dataset(self.task.info.dataset).for_set(self.syn.training).with_epochs(epochs)
+
+    def tables(self, networks: Sequence[str] = (), protocol: str = "", epochs: int | None = None) -> list[Measurement]:
+        """The set and its baselines for each network; see `evaluate`."""
+        recipe = self.recipe(protocol, epochs)
+        if isinstance(recipe, RidgeProtocol):
+            if networks:
+                raise ConfigError(
+                    f"{recipe.name} trains no network, so it cannot take {', '.join(networks)}; name none"
+                )
+            return self.table(recipe.kernel, recipe)
+        names = tuple(networks) or (self.domain.default_network(self.task.info),)
+        for network in names:
+            with isolated(0):
+                self.domain.network(network, self.task.info)  # a wrong name is found before an hour is spent
+        return [row for network in names for row in self.table(network, recipe)]
+
+    def table(self, network: str, recipe: Recipe) -> list[Measurement]:
+        """The set and its baselines under one network and recipe."""
+        subjects = [(self.synthetic(), recipe)]
+        if "random" in self.baselines:
+            subjects.append((self.random(), recipe))
+        if "label-only" in self.baselines:
+            subjects.append((self.label_only(), recipe))
+        if "full" in self.baselines:
+            subjects.append(_full(self.syn, self.task, recipe, self.device))
+        return [self.measure(subject, network, how) for subject, how in subjects]
+
+    def measure(self, subject: Subject, network: str, recipe: Recipe) -> Measurement:
+        return measure(
+            subject,
+            self.task,
+            self.domain,
+            network,
+            recipe,
+            self.repeats,
+            self.streams,
+            self.device,
+            self.report,
+        )
 
 
 def evaluate(
@@ -171,12 +411,13 @@ def evaluate(
     protocol: str = "",
     epochs: int | None = None,
     repeats: int = 3,
-    baselines: Iterable[str] = ("random", "full"),
+    baselines: Iterable[str] = BASELINES,
+    teacher_steps: int | None = None,
     streams: Streams | None = None,
     device: torch.device | None = None,
     report: Report | None = None,
 ) -> list[Measurement]:
-    """The table of a set: itself, random items of its budget and full data, for each network.
+    """The table of a set: itself, random items of its budget, the same softly labelled, and full data.
 
     Args:
         syn: the set.
@@ -187,46 +428,51 @@ def evaluate(
         protocol: evaluation recipe; the set's own when empty.
         epochs: overrides the recipe's, and is said in the protocol's name.
         repeats: fresh networks per row.
-        baselines: ``"random"`` and ``"full"``, as wanted.
+        baselines: of ``"random"``, ``"label-only"`` and ``"full"``, as wanted.
+        teacher_steps: of the first network on real data, once, for the soft labels of "label-only"; see `Bench`.
         streams: randomness; seed 0 by default.
         device: the CPU by default.
         report: called with (text, epoch, epochs) as training goes.
 
     Raises:
         ArtifactError: the set and the data disagree in shape, classes or space.
+        ConfigError: an unknown baseline, or a recipe that cannot take the networks or epochs asked for, or that
+            needs a step size which the set does not carry.
         UnknownNameError: no such protocol or network.
     """
-    check_fits(syn, task)
-    streams, device = streams or Streams(0), device or torch.device("cpu")
-    recipe: Protocol = registry().load("protocol", protocol or syn.protocol, "the protocol")
-    recipe = recipe.for_dataset(task.info.dataset).with_epochs(epochs)
-    wanted, rows = set(baselines), []
-    names = tuple(networks) or (domain.default_network(task.info),)
-    for network in names:
-        with isolated(0):
-            domain.network(network, task.info)  # a wrong name or size is found before an hour is spent
-    for network in names:
-        subjects = [(synthetic_subject(syn, name, device), recipe)]
-        if "random" in wanted:
-            subjects.append((random_subject(syn, task.train, streams, device), recipe))
-        if "full" in wanted:
-            subjects.append(_full(syn, task, recipe, device))
-        for subject, how in subjects:
-            rows.append(measure(subject, task, domain, network, how, repeats, streams, device, report))
-    return rows
+    wanted = tuple(networks)
+    bench = Bench(
+        syn,
+        task,
+        domain,
+        name,
+        repeats,
+        tuple(baselines),
+        teacher_steps,
+        wanted[0] if wanted else "",
+        streams or Streams(0),
+        device or torch.device("cpu"),
+        report,
+    )
+    return bench.tables(wanted, protocol, epochs)
 
 
-def _full(syn: SyntheticSet, task: Task, recipe: Protocol, device: torch.device) -> tuple[Subject, Protocol]:
+def _full(syn: SyntheticSet, task: Task, recipe: Recipe, device: torch.device) -> tuple[Subject, Recipe]:
     """Full data at the number of gradient steps that the recipe spends on the set.
 
     The recipe's epochs over full data would be hundreds of times the work; equal steps are affordable and
-    still an upper reference. The row says so.
+    still an upper reference. A regression takes as many rows as its kernel may have. The row says so.
     """
-    rows = len(syn) * syn.store.rows_per_item
+    if isinstance(recipe, RidgeProtocol):
+        some = task.limit(max(recipe.most, task.info.num_classes), None).train
+        cut = f"{len(some)} of {len(task.train)} rows, taken from each class in turn"
+        note = cut if len(some) < len(task.train) else f"all {len(some)} rows"
+        return full_subject(some, device, note), recipe
+    rows = len(syn.decoded()[0])
     steps = recipe.epochs * math.ceil(rows / recipe.batch)
     epochs = max(1, round(steps / math.ceil(len(task.train) / recipe.batch)))
     note = f"{epochs} epochs over all {len(task.train)} rows, about as many steps as on the set"
-    return full_subject(task.train, device, note), Protocol(**{**vars(recipe), "epochs": epochs})
+    return full_subject(task.train, device, note), replace(recipe, epochs=epochs)
 
 
 def check_fits(syn: SyntheticSet, task: Task) -> None:

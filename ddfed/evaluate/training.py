@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ddfed.data import RealData
 from ddfed.domain import Augmentation, Network
-from ddfed.errors import DataError, DivergedError
+from ddfed.errors import ArtifactError, DataError, DivergedError
 from ddfed.evaluate.protocols import Protocol
+from ddfed.mixing import cutmix
 from ddfed.seeds import Streams
+from ddfed.store import Replay
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
 Rows = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -29,6 +33,7 @@ def train(
     *,
     cell_axes: tuple[int, ...] = (),
     on_epoch: Callable[[int], None] | None = None,
+    replay: Replay | None = None,
 ) -> Network:
     """Train ``net`` in place as the protocol says.
 
@@ -38,12 +43,14 @@ def train(
         count: number of rows.
         loss: per-row loss of the label store.
         protocol: see `Protocol`.
-        augmentation: of the protocol, or None.
+        augmentation: of the protocol, or of ``replay`` when that is given; None for none.
         streams: order, draws and mixing hang below these.
         cell_axes: axes along which CutMix cuts its box.
         on_epoch: called after each epoch with its 1-based number.
+        replay: stored batches, draws and targets that take the place of drawn ones; nothing is mixed then.
 
     Raises:
+        ArtifactError: the stored draws are not of this augmentation.
         DataError: there are no rows.
         DivergedError: the loss stopped being finite.
     """
@@ -62,13 +69,13 @@ def train(
                     group["lr"] = lr
         generator = streams.torch("epoch", epoch)
         last = 0.0
-        for index in torch.randperm(count, generator=generator).split(protocol.batch):
-            x, y = rows(index)
-            if augmentation is not None:
-                draw = augmentation.draw(len(x), generator, one_op=True)
-                x = augmentation(x, draw, torch.arange(len(x)))
+        if replay is None:
+            batches, mixed_axes = _drawn(rows, count, protocol.batch, augmentation, generator), cell_axes
+        else:
+            batches, mixed_axes = _replayed(replay, rows, count, augmentation, epoch), ()
+        for x, y in batches:
             optimizer.zero_grad()
-            value = _loss(net, x, y, loss, protocol, cell_axes, generator)
+            value = _loss(net, x, y, loss, protocol, mixed_axes, generator)
             value.backward()
             optimizer.step()
             last = float(value.detach())
@@ -77,6 +84,38 @@ def train(
         if on_epoch:
             on_epoch(epoch + 1)
     return net
+
+
+def _drawn(
+    rows: Rows, count: int, batch: int, augmentation: Augmentation | None, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch: every row once in a random order, each with a draw of its own."""
+    for index in torch.randperm(count, generator=generator).split(batch):
+        x, y = rows(index)
+        if augmentation is not None:
+            x = augmentation(x, augmentation.draw(len(x), generator, one_op=True), torch.arange(len(x)))
+        yield x, y
+
+
+def _replayed(
+    replay: Replay, rows: Rows, count: int, augmentation: Augmentation | None, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of an epoch from the stored blocks in turn, as many as it takes to show ``count`` rows."""
+    batch = replay.rows.shape[1]
+    if augmentation is not None:
+        width = augmentation.draw(1, torch.Generator().manual_seed(0)).u.shape[1]
+        if replay.draws[0].u.shape[1] != width:
+            raise ArtifactError(
+                f"the stored draws have {replay.draws[0].u.shape[1]} numbers for each row, augmentation "
+                f"{replay.augment!r} takes {width}: they were made by another version or data set"
+            )
+    per_epoch = -(-count // batch)
+    for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+        block = step % len(replay)
+        x, y = rows(replay.rows[block])
+        if augmentation is not None:
+            x = augmentation(x, replay.draws[block], torch.arange(batch))
+        yield x, replay.targets[block].to(y.device)
 
 
 def _sgd(net: Network, protocol: Protocol, lr: float) -> torch.optim.SGD:
@@ -100,36 +139,6 @@ def _loss(
     return kept * loss(logits, y).mean() + (1 - kept) * loss(logits, y[order]).mean()
 
 
-def cutmix(x: Tensor, order: Tensor, axes: tuple[int, ...], generator: torch.Generator) -> tuple[Tensor, float]:
-    """Put a box of the rows ``x[order]`` into ``x``.
-
-    The kept share is drawn from Beta(1, 1) and then set to what the box, clipped at the borders, really
-    leaves (Yun et al., CutMix, ICCV 2019).
-
-    Args:
-        x: (rows, *item).
-        order: partner of each row.
-        axes: negative item axes of the box.
-        generator: CPU generator.
-
-    Returns:
-        The mixed rows, and the share of each item that is its own.
-    """
-    edge = (1 - float(torch.rand((), generator=generator))) ** (1 / len(axes))
-    mask = x.new_ones(x.shape[1:], dtype=torch.bool)
-    inside = 1.0
-    for axis in axes:
-        length = x.shape[axis]
-        centre = int(torch.randint(length, (), generator=generator))
-        half = int(length * edge) // 2
-        low, high = max(centre - half, 0), min(centre + half, length)
-        along = torch.zeros(length, dtype=torch.bool, device=x.device)
-        along[low:high] = True
-        mask &= along.view(-1, *[1] * (-axis - 1))
-        inside *= (high - low) / length
-    return torch.where(mask, x[order], x), 1 - inside
-
-
 def accuracy(net: Network, data: RealData, chunk: int = 500) -> float:
     """Share of rows classified right, in [0, 1], in evaluation mode.
 
@@ -146,3 +155,56 @@ def accuracy(net: Network, data: RealData, chunk: int = 500) -> float:
             batch = data.batch(part)
             right += int((net(batch.inputs.to(device)).argmax(1).cpu() == batch.classes).sum())
     return right / len(data)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a classifier is on the test split.
+
+    Args:
+        accuracy: share of rows classified right, in [0, 1].
+        ece: expected calibration error, in [0, 1]; None where there are no probabilities.
+        nll: mean negative log-likelihood of the right class in nats; None likewise.
+    """
+
+    accuracy: float
+    ece: float | None = None
+    nll: float | None = None
+
+
+def quality(net: Network, data: RealData, chunk: int = 500) -> Quality:
+    """Accuracy and calibration of the network's softmax, in evaluation mode.
+
+    Raises:
+        DataError: no rows.
+    """
+    if not len(data):
+        raise DataError("the quality of a network on no rows is undefined: the test split is empty")
+    net.eval()
+    device = next(net.parameters()).device
+    with torch.no_grad():
+        parts = torch.arange(len(data)).split(chunk)
+        logits = torch.cat([net(data.batch(part).inputs.to(device)).float().cpu() for part in parts])
+    right = (logits.argmax(1) == data.labels).double().mean()
+    return Quality(
+        float(right), calibration_error(logits.softmax(1), data.labels), float(F.cross_entropy(logits, data.labels))
+    )
+
+
+def calibration_error(probabilities: Tensor, classes: Tensor, bins: int = 15) -> float:
+    """Expected calibration error: sum over bins of (rows in bin / rows) |accuracy - mean confidence|.
+
+    Bins are equally wide in the probability of the predicted class, open below and closed above.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3, with its 15 bins.
+
+    Args:
+        probabilities: (rows, classes).
+        classes: the right ones, (rows,).
+        bins: how many.
+    """
+    confidence, predicted = probabilities.double().max(1)
+    right = (predicted == classes).double()
+    place = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right - confidence)
+    return float(gap.abs().sum() / len(classes))

@@ -1,6 +1,7 @@
 """Matching engines. An objective judges decoded rows and returns cotangents, never a bare scalar."""
 
 from ddfed.match.base import Cotangent, Judgement, Objective, Precision
-from ddfed.match.moments import MeanMatching
+from ddfed.match.gradients import GradientMatching
+from ddfed.match.moments import MeanMatching, MomentMatching
 
-__all__ = ["Cotangent", "Judgement", "MeanMatching", "Objective", "Precision"]
+__all__ = ["Cotangent", "GradientMatching", "Judgement", "MeanMatching", "MomentMatching", "Objective", "Precision"]

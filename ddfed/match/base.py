@@ -77,6 +77,7 @@ class Judgement:
         device: where networks and rows live.
         sampler: narrows what is asked of the gate; see `ask`.
         expert: a network trained on real data that goes with ``net``, or None.
+        place: networks begun before ``net``, and outer steps made with it; see `ddfed.pool.ModelPool.place`.
     """
 
     net: Network
@@ -93,6 +94,7 @@ class Judgement:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     sampler: Sampler = field(default_factory=UniformSampler)
     expert: Network | None = None
+    place: tuple[int, int] = (0, 0)
 
     def ask(self, name: str, rows: int | None, *, top_up: bool = False) -> Query:
         """A query for ``rows`` real rows of each judged class, narrowed by the sampler."""
@@ -125,6 +127,8 @@ class Objective(ABC):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: differentiates the network twice; refused for domains whose networks do not allow it
+    second_order: ClassVar[bool] = False
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:
         unknown = set(options) - set(self.defaults)
@@ -145,6 +149,10 @@ class Objective(ABC):
 
     def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Inverse of `state`."""
+
+    def training(self) -> dict[str, float]:
+        """What the finished set asks of whoever trains on it, such as a learned step size ``{"lr": 0.02}``."""
+        return {}
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ddfed.data import Batch
 from ddfed.domain import Augmentation, Network, reset
 from ddfed.errors import ConfigError
 from ddfed.gate import Gate, Query
+from ddfed.mixing import cutmix
 from ddfed.seeds import Streams, isolated
 
 
@@ -105,6 +106,14 @@ class ModelPool(ABC):
         """Running training accuracy of the drawn network in percent (IDM's class weight); 0 if untrained."""
         return 0.0
 
+    def place(self, step: int) -> tuple[int, int]:
+        """Where outer step ``step`` stands in the papers' double loop.
+
+        Returns:
+            Networks begun before the one of this step, and outer steps already made with it.
+        """
+        return step, 0
+
     @property
     def expert(self) -> Network | None:
         """A network trained on real data that goes with the drawn one, weights frozen; None if there is none."""
@@ -185,8 +194,22 @@ def train_on_real(
     rows: int,
     names: tuple[str | int, ...],
     augmentation: Augmentation | None = None,
+    mix: float = 0.0,
 ) -> tuple[int, int]:
-    """One training step on real rows, through the gate; returns (right, rows) of the training batch."""
+    """One training step on real rows, through the gate.
+
+    Args:
+        net, optimizer: what is trained, in place.
+        ctx: see `PoolContext`.
+        rows: real rows, over all classes.
+        names: the stream that draws them.
+        augmentation: a draw of its own for each row, or None.
+        mix: probability of CutMix for a pass of the gate. Rows of a pass then influence each other, so a private
+            gate must not be asked this way.
+
+    Returns:
+        How many rows of the batch were classified as their own class, and how many there were.
+    """
     net.train().requires_grad_(True)
     parameters = list(net.parameters())
     right = 0
@@ -194,10 +217,18 @@ def train_on_real(
 
     def loss(batch: Batch) -> Tensor:
         nonlocal right
-        logits = net(augmented(batch.inputs.to(ctx.device), augmentation, draws))
-        classes = batch.classes.to(ctx.device)
+        x = augmented(batch.inputs.to(ctx.device), augmentation, draws)
+        classes, axes = batch.classes.to(ctx.device), ctx.gate.info.cell_axes
+        partner, kept = torch.arange(len(x), device=ctx.device), 1.0
+        if mix and axes and len(x) and float(torch.rand((), generator=draws)) < mix:
+            partner = torch.randperm(len(x), generator=draws).to(ctx.device)
+            x, kept = cutmix(x, partner, axes, draws)
+        logits = net(x)
         right += int((logits.detach().argmax(1) == classes).sum())
-        return F.cross_entropy(logits, classes, reduction="none")
+        own = F.cross_entropy(logits, classes, reduction="none")
+        if kept == 1.0:
+            return own
+        return kept * own + (1 - kept) * F.cross_entropy(logits, classes[partner], reduction="none")
 
     query = Query("training gradient", ctx.classes, rows, per_class=False)
     grads, count = ctx.gate.gradient(query, parameters, loss, ctx.streams.torch(*names))

@@ -24,8 +24,11 @@ class RandomPool(ModelPool):
         self._net = frozen(ctx.fresh(0))
 
     def draw(self, step: int) -> Network:
-        self.ctx.redraw(self._net, step // self.options["every"])
+        self.ctx.redraw(self._net, self.place(step)[0])
         return self._net
+
+    def place(self, step: int) -> tuple[int, int]:
+        return divmod(step, self.options["every"])
 
 
 class _Inner(ModelPool):
@@ -45,10 +48,14 @@ class _Inner(ModelPool):
         )
 
     def draw(self, step: int) -> Network:
-        if step % self.options["length"] == 0:
-            self.ctx.redraw(self._net, step // self.options["length"])
+        begun, seen = self.place(step)
+        if seen == 0:
+            self.ctx.redraw(self._net, begun)
             self._optimizer = self._fresh_optimizer()
         return frozen(self._net)
+
+    def place(self, step: int) -> tuple[int, int]:
+        return divmod(step, self.options["length"])
 
     def state(self) -> dict[str, Any]:
         return {"net": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
@@ -61,6 +68,9 @@ class _Inner(ModelPool):
 class SynTrainedPool(_Inner):
     """RS: a random network, trained on the synthetic set between outer steps (DC, DSA).
 
+    Training uses the augmentation of matching, if any, with a draw of its own for each row (DSA). After the last
+    step of a length nothing is trained, as the network is given up.
+
     Args:
         length: outer steps before a fresh network.
         epochs: passes over the synthetic set after each step but the last of a length.
@@ -71,17 +81,21 @@ class SynTrainedPool(_Inner):
     defaults = {"length": 10, "epochs": 50, "batch": 256, "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0}
 
     def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:
-        if (step + 1) % self.options["length"] == 0:
+        if self.place(step + 1)[1] == 0:
             return
         x, y = syn()
-        self._net.requires_grad_(True)
         for epoch in range(self.options["epochs"]):
-            generator = self.ctx.streams.torch("inner", step, epoch)
-            for rows in torch.randperm(len(x), generator=generator).split(self.options["batch"]):
-                inputs = augmented(x[rows], self.ctx.augmentation, generator)
-                self._optimizer.zero_grad()
-                loss(self._net(inputs), y[rows]).mean().backward()
-                self._optimizer.step()
+            self._pass(x, y, loss, step, epoch)
+
+    def _pass(self, x: Tensor, y: Tensor, loss: Any, step: int, epoch: int) -> None:
+        """Train once on every row."""
+        self._net.requires_grad_(True)
+        generator = self.ctx.streams.torch("inner", step, epoch)
+        for rows in torch.randperm(len(x), generator=generator).split(self.options["batch"]):
+            inputs = augmented(x[rows], self.ctx.augmentation, generator)
+            self._optimizer.zero_grad()
+            loss(self._net(inputs), y[rows]).mean().backward()
+            self._optimizer.step()
 
 
 class RealTrainedPool(_Inner):
@@ -91,14 +105,34 @@ class RealTrainedPool(_Inner):
         length: outer steps before a fresh network.
         steps: training steps after each outer step.
         batch: real rows per training step, over all classes.
+        augment: name of the domain's augmentation, a draw of its own for each row.
+        cutmix: probability of CutMix for a pass of the gate (IDC).
     """
 
     name = "RT"
-    defaults = {"length": 100, "steps": 8, "batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+    defaults = {
+        "length": 100, "steps": 8, "batch": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4,
+        "augment": "none", "cutmix": 0.0,
+    }  # fmt: skip
+
+    def __init__(self, ctx: PoolContext, **options: Any) -> None:
+        super().__init__(ctx, **options)
+        self._augmentation = ctx.augmentation_named(self.options["augment"])
 
     def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:
+        # The published code trains after the last step of a length too; the network is given up, so we do not.
+        if self.place(step + 1)[1] == 0:
+            return
         for inner in range(self.options["steps"]):
-            train_on_real(self._net, self._optimizer, self.ctx, self.options["batch"], ("inner", step, inner))
+            train_on_real(
+                self._net,
+                self._optimizer,
+                self.ctx,
+                self.options["batch"],
+                ("inner", step, inner),
+                self._augmentation,
+                self.options["cutmix"],
+            )
 
 
 class QueuePool(ModelPool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ddfed.artifact import SyntheticSet
@@ -18,6 +19,12 @@ def percent(mean: float, std: float | None = None) -> str:
     return f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if std is not None else "")
 
 
+def _calibration(row: Mapping[str, Any]) -> list[str | None]:
+    """Expected calibration error in percent and negative log-likelihood, or None where there are no probabilities."""
+    ece, nll = row.get("ece"), row.get("nll")
+    return [percent(fmean(ece)) if ece else None, f"{fmean(nll):.3f}" if nll else None]
+
+
 def evaluation_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Cells of the evaluation table."""
     return [
@@ -27,6 +34,7 @@ def evaluation_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
             r["protocol"],
             r["items"],
             percent(r["mean"], r["std"]),
+            *_calibration(r),
             len(r["accuracies"]),
             r["seconds"],
             r["note"],
@@ -35,7 +43,9 @@ def evaluation_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     ]
 
 
-EVALUATION_COLUMNS = ("trained on", "network", "protocol", "items", "accuracy %", "networks", "seconds", "note")
+EVALUATION_COLUMNS = (
+    "trained on", "network", "protocol", "items", "accuracy %", "ECE %", "NLL", "networks", "seconds", "note"
+)  # fmt: skip
 
 
 def picture(domain: Domain, syn: SyntheticSet, page: Page, caption: str) -> None:
@@ -61,7 +71,8 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
         f"Trained on {main['items']} synthetic items, fresh {main['network']} networks reach "
         f"{percent(main['mean'], main['std'])} % on {task['test']} test rows ({main['protocol']}, "
         f"{len(main['accuracies'])} networks, last epoch, one distillation with seed {summary['seed']}; "
-        f"± is the population deviation over networks)."
+        f"± is the population deviation over networks). ECE is the expected calibration error of the softmax in 15 "
+        f"bins, NLL the negative log-likelihood in nats, both means over networks."
     )
     page.table(
         EVALUATION_COLUMNS,

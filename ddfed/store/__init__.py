@@ -1,7 +1,44 @@
 """Parametrisations of the synthetic items (decoders) and of their labels."""
 
 from ddfed.store.base import Store, view_of
-from ddfed.store.labels import HardLabels, LabelStore, LogitLabels
+from ddfed.store.basis import SharedBasis
+from ddfed.store.field import Fields
+from ddfed.store.frequency import Frequencies
+from ddfed.store.hallucinator import Hallucinators
+from ddfed.store.labels import (
+    BlockLabels,
+    DenseLabels,
+    GiftLabels,
+    HardLabels,
+    LabelStore,
+    Lesson,
+    LogitLabels,
+    Replay,
+    TeacherLabels,
+    VectorLabels,
+)
+from ddfed.store.palette import Palette
 from ddfed.store.pixels import Mirrored, MultiFormation, Pixels
 
-__all__ = ["HardLabels", "LabelStore", "LogitLabels", "Mirrored", "MultiFormation", "Pixels", "Store", "view_of"]
+__all__ = [
+    "BlockLabels",
+    "DenseLabels",
+    "Fields",
+    "Frequencies",
+    "GiftLabels",
+    "Hallucinators",
+    "HardLabels",
+    "LabelStore",
+    "Lesson",
+    "LogitLabels",
+    "Mirrored",
+    "MultiFormation",
+    "Palette",
+    "Pixels",
+    "Replay",
+    "SharedBasis",
+    "Store",
+    "TeacherLabels",
+    "VectorLabels",
+    "view_of",
+]

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from ddfed.data import TaskInfo
-from ddfed.errors import ArtifactError, ConfigError
+from ddfed.errors import ArtifactError, BudgetError, ConfigError
+from ddfed.seeds import Streams
+
+#: Randomness of a store that is filled outside a run.
+UNSEEDED = Streams(0)
 
 
 class Store(ABC):
@@ -61,10 +65,23 @@ class Store(ABC):
             classes: classes that share what is shared.
             options: the parametrisation's settings.
 
+        What is stored grows evenly with the items, so the sizes for one and for two of each class tell all.
+
         Raises:
-            BudgetError: not even one fits.
+            BudgetError: not even one fits; the message says from which budget on it does.
         """
-        return ipc
+        with torch.device("meta"):  # sizes without memory
+            one, two = (cls(info, _numbers(classes, each), **options).size_bytes for each in (1, 2))
+        plain = 4 * math.prod(info.shape) * classes
+        fitting = 1 + (ipc * plain - one) // (two - one)
+        if fitting < 1:
+            raise BudgetError(
+                f"store {cls.name!r} takes {one} bytes with one item of each of {classes} classes, of which "
+                f"{2 * one - two} do not grow with the items, and ipc {ipc} gives {ipc * plain}. It fits from ipc "
+                f"{-(-one // plain)} on; or make it smaller by distill.store_options "
+                f"({', '.join(cls.defaults) or 'it has none'})."
+            )
+        return fitting
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -97,11 +114,19 @@ class Store(ABC):
         return 1
 
     @abstractmethod
-    def fill(self, rows: Tensor) -> None:
-        """Initialise from inputs in model space, shape (items, seeds_per_item, *info.shape)."""
+    def fill(self, rows: Tensor, streams: Streams = UNSEEDED) -> None:
+        """Initialise what is learned and what is not.
+
+        Args:
+            rows: inputs in model space, shape (items, seeds_per_item, *info.shape).
+            streams: for what starts at random.
+        """
 
     def constrain(self) -> None:
-        """Put the stored values back where they mean something (clamp to the natural range). Idempotent."""
+        """Put the stored values back where they mean something. Idempotent.
+
+        Here: clamp to the natural range. A store whose values have no range of their own does nothing.
+        """
         with torch.no_grad():
             for tensor in self.params.values():
                 tensor.copy_(self.info.space.clamp(tensor))
@@ -149,6 +174,41 @@ class Store(ABC):
 
     def check_buffers(self) -> None:  # noqa: B027 - optional
         """Raise `ArtifactError` when a stored index points outside; called after `load`."""
+
+    def whole(self, option: str, low: int, high: int | None = None) -> int:
+        """An option that must be a whole number from ``low`` to ``high``. Raises `ConfigError` otherwise."""
+        value = self.options[option]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= (value if high is None else high):
+            return value
+        allowed = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise ConfigError(
+            f"store {self.name!r}: {option} must be an integer {allowed} for items of shape {self.info.shape}, "
+            f"got {value!r}"
+        )
+
+    def share(self, option: str) -> float:
+        """An option that must be a number above 0 and up to 1. Raises `ConfigError` otherwise."""
+        value = self.options[option]
+        if _is_number(value) and 0 < value <= 1:
+            return float(value)
+        raise ConfigError(f"store {self.name!r}: {option} must be a number above 0 and up to 1, got {value!r}")
+
+    def number(self, option: str, *, positive: bool = False) -> float:
+        """An option that must be a number of at least 0, or above it. Raises `ConfigError` otherwise."""
+        value = self.options[option]
+        if _is_number(value) and 0 <= value < math.inf and (value or not positive):
+            return float(value)
+        least = "above" if positive else "of at least"
+        raise ConfigError(f"store {self.name!r}: {option} must be a number {least} 0, got {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _numbers(classes: int, each: int) -> Tensor:
+    """``each`` items of ``classes`` classes."""
+    return torch.arange(classes, device="cpu").repeat_interleave(each)
 
 
 def view_of(origin: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddfed.data import TaskInfo
 from ddfed.errors import ConfigError
-from ddfed.store.base import Store
+from ddfed.seeds import Streams
+from ddfed.store.base import UNSEEDED, Store
+from ddfed.store.cells import resizing
 
 
 class Pixels(Store):
@@ -29,7 +30,7 @@ class Pixels(Store):
     def decode(self, items: Tensor) -> tuple[Tensor, Tensor]:
         return self.params["x"][items], torch.arange(len(items))
 
-    def fill(self, rows: Tensor) -> None:
+    def fill(self, rows: Tensor, streams: Streams = UNSEEDED) -> None:
         with torch.no_grad():
             self.params["x"].copy_(rows[:, 0])
 
@@ -70,13 +71,16 @@ class MultiFormation(Store):
 
     Args:
         factor: cells per axis, at least 2.
+        multi: decode with every factor from 1 to ``factor``, so that the whole canvas is a row as well (IDC's
+            multi-scale form). Its cap on the number of rows is left out: it draws rows at random, and a set must
+            decode to the same rows whoever asks.
 
     Raises:
-        ConfigError: the task's items have no cell axes, or the factor is out of range.
+        ConfigError: the task's items have no cell axes, or an option is out of range.
     """
 
     name = "multi-formation"
-    defaults = {"factor": 2}
+    defaults = {"factor": 2, "multi": False}
 
     def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
         factor = options.get("factor", 2)
@@ -87,6 +91,8 @@ class MultiFormation(Store):
             raise ConfigError(
                 f"factor must be an integer from 2 to {shortest} for items of shape {info.shape}, got {factor!r}"
             )
+        if not isinstance(options.get("multi", False), bool):
+            raise ConfigError(f"multi must be true or false, got {options['multi']!r}")
         super().__init__(info, classes, **options)
 
     @property
@@ -94,33 +100,32 @@ class MultiFormation(Store):
         return self.options["factor"]
 
     @property
+    def _factors(self) -> range:
+        return range(1 if self.options["multi"] else self.factor, self.factor + 1)
+
+    @property
     def rows_per_item(self) -> int:
-        return self.factor ** len(self.info.cell_axes)
+        return sum(factor ** len(self.info.cell_axes) for factor in self._factors)
 
     @property
     def seeds_per_item(self) -> int:
-        return self.rows_per_item
+        return self.factor ** len(self.info.cell_axes)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"x": (self.items, *self.info.shape)}
 
     def decode(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        cells = [self.params["x"][items]]
-        for axis in self.info.cell_axes:
-            cells = [part for cell in cells for part in self._cut(cell, axis)]
-        rows = torch.stack(cells, 1).flatten(0, 1)  # (k * cells, *shape of a cell)
-        for axis in self.info.cell_axes:
-            up = self._resizers[axis][1].to(rows)
-            rows = (rows.movedim(axis, -1) @ up.T).movedim(-1, axis)
+        canvas = self.params["x"][items]
+        rows = torch.cat([self._cells(canvas, factor) for factor in self._factors], 1).flatten(0, 1)
         return rows, torch.arange(len(items)).repeat_interleave(self.rows_per_item)
 
-    def fill(self, rows: Tensor) -> None:
+    def fill(self, rows: Tensor, streams: Streams = UNSEEDED) -> None:
         cells = rows.flatten(0, 1)
         for axis in self.info.cell_axes:
-            down = self._resizers[axis][0].to(rows)
+            down = self._resizers[axis, self.factor][0].to(rows)
             cells = (cells.movedim(axis, -1) @ down.T).movedim(-1, axis)
-        parts = list(cells.view(self.items, self.rows_per_item, *cells.shape[1:]).unbind(1))
-        # Undo the cutting in `decode`: the last axis varies fastest.
+        parts = list(cells.view(self.items, self.seeds_per_item, *cells.shape[1:]).unbind(1))
+        # Undo the cutting in `_cells`: the last axis varies fastest.
         for axis in reversed(self.info.cell_axes):
             parts = [
                 torch.cat(parts[i : i + self.factor], axis).narrow(axis, 0, self.info.shape[axis])
@@ -129,9 +134,20 @@ class MultiFormation(Store):
         with torch.no_grad():
             self.params["x"].copy_(parts[0])
 
-    def _cut(self, canvas: Tensor, axis: int) -> list[Tensor]:
-        size = -(-self.info.shape[axis] // self.factor)
-        pad = size * self.factor - self.info.shape[axis]
+    def _cells(self, canvas: Tensor, factor: int) -> Tensor:
+        """The rows of one factor, (k, factor^axes, *item)."""
+        cells = [canvas]
+        for axis in self.info.cell_axes:
+            cells = [part for cell in cells for part in self._cut(cell, axis, factor)]
+        rows = torch.stack(cells, 1)
+        for axis in self.info.cell_axes:
+            up = self._resizers[axis, factor][1].to(rows)
+            rows = (rows.movedim(axis, -1) @ up.T).movedim(-1, axis)
+        return rows
+
+    def _cut(self, canvas: Tensor, axis: int, factor: int) -> list[Tensor]:
+        size = -(-self.info.shape[axis] // factor)
+        pad = size * factor - self.info.shape[axis]
         if pad:
             shape = list(canvas.shape)
             shape[axis] = pad
@@ -142,13 +158,12 @@ class MultiFormation(Store):
         return list(canvas.split(size, axis))
 
     @cached_property
-    def _resizers(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Per axis: the matrices (cell, length) and (length, cell) of linear resizing, taken from the library."""
+    def _resizers(self) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Per axis and factor: the matrices (cell, length) and (length, cell) of linear resizing."""
         found = {}
         for axis in self.info.cell_axes:
             length = self.info.shape[axis]
-            size = -(-length // self.factor)
-            down = F.interpolate(torch.eye(length)[:, None], size, mode="linear", align_corners=False)[:, 0].T
-            up = F.interpolate(torch.eye(size)[:, None], length, mode="linear", align_corners=False)[:, 0].T
-            found[axis] = (down.contiguous(), up.contiguous())
+            for factor in self._factors:
+                size = -(-length // factor)
+                found[axis, factor] = (resizing(length, size), resizing(size, length))
         return found

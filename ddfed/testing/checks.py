@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -329,6 +330,39 @@ def check_size_counts_stored_bytes(case: StoreCase) -> None:
     _require(store.size_bytes == real, "size_bytes must be what is stored", (store.size_bytes, real))
 
 
+def check_values_survive_loading(case: StoreCase) -> None:
+    store, other = case.filled(), case.make(torch.arange(3))
+    other.load(store.tensors())
+    rows, again = store.decode(torch.arange(3))[0], other.decode(torch.arange(3))[0]
+    _require(torch.equal(rows, again), "what was stored and loaded must decode alike", case)
+
+
+def check_taken_items_stay_themselves(case: StoreCase) -> None:
+    store = case.filled()
+    rows, origin = store.decode(torch.arange(3))
+    taken = store.take(torch.tensor([2, 0]))
+    kept, source = taken.decode(torch.arange(2))
+    for position, item in enumerate((2, 0)):
+        same = torch.allclose(kept[source == position], rows[origin == item], atol=1e-6)
+        _require(same, "an item must decode alike in the store it was taken into", item)
+
+
+def check_filling_is_reproducible(case: StoreCase) -> None:
+    one, two = case.filled().tensors(), case.filled().tensors()
+    _require(all(torch.equal(one[k], two[k]) for k in one), "same rows and streams, same stored values", case)
+
+
+def check_budget_is_kept_and_used(case: StoreCase) -> None:
+    kind, classes = type(case.make(torch.arange(3))), 3
+    info, options = case.make(torch.arange(3)).info, case.make(torch.arange(3)).options
+    for ipc in (8, 9, 20):  # room for what is shared
+        items = kind.items_per_class(info, ipc, classes, **options)
+        for more, rule in ((0, "must fit the bytes of ipc plain items"), (1, "must leave no room for one more each")):
+            store = kind(info, torch.arange(classes).repeat_interleave(items + more), **options)
+            fits = store.size_bytes <= classes * ipc * 4 * math.prod(info.shape)
+            _require(fits == (not more), f"items_per_class {rule}", (ipc, items, store.size_bytes))
+
+
 # --- recipes ---------------------------------------------------------------------------------------------------
 
 
@@ -384,7 +418,10 @@ def check_recipe_works_with_one_class(case: RecipeCase) -> None:
 def check_recipe_works_with_ipc_1(case: RecipeCase) -> None:
     # Multi-formation takes several real rows per item, so this also covers "fewer rows than a batch".
     syn = case.run(ipc=1)
-    _require(len(syn) == case.case.task.info.num_classes, "ipc 1 gives one item per class", len(syn))
+    counts = torch.bincount(syn.labels.classes, minlength=case.case.task.info.num_classes)
+    _require(bool((counts == counts[0]).all() and counts[0]), "ipc 1 gives every class as many items", counts.tolist())
+    size = syn.store.plain_items_per_class
+    _require(size <= 1, "ipc 1 gives no more bytes than one plain item per class", size)
 
 
 def check_recipe_leaves_the_data_alone(case: RecipeCase) -> None:
@@ -432,6 +469,10 @@ _STORE: tuple[Check, ...] = (
     check_constrain_is_idempotent,
     check_foreign_values_are_refused,
     check_size_counts_stored_bytes,
+    check_values_survive_loading,
+    check_taken_items_stay_themselves,
+    check_filling_is_reproducible,
+    check_budget_is_kept_and_used,
 )
 _RECIPE: tuple[Check, ...] = (
     check_recipe_declares_real_parts,

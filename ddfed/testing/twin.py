@@ -37,6 +37,24 @@ class TwinNet(Network):
         return [hidden, hidden]
 
 
+class TwinMapNet(Network):
+    """Two convolutions along the positions, ReLU after each, and a linear map: a network with maps inside."""
+
+    def __init__(self, info: TaskInfo) -> None:
+        super().__init__()
+        channels, positions = info.shape[0], int(torch.tensor(info.shape[1:]).prod())
+        self.first, self.second = nn.Conv1d(channels, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4 * positions, info.num_classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return self.stages(x)[-1]
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        one = torch.relu(self.first(x.flatten(2)))
+        two = torch.relu(self.second(one))
+        return [one, two, two.flatten(1)]
+
+
 class TwinShift(Augmentation):
     """Adds one drawn number to, or multiplies one drawn number with, all values of a row."""
 
@@ -56,7 +74,7 @@ class TwinDomain(Domain):
     """See the module."""
 
     name = "twin"
-    models = ("small", "wide")
+    models = ("small", "wide", "maps")
     augmentations = ("none", "shift")
     export_formats = ("json",)
 
@@ -66,8 +84,9 @@ class TwinDomain(Domain):
         return twin_task(**options)
 
     def network(self, name: str, info: TaskInfo) -> Network:
-        width = {"small": 16, "wide": 64}[self.check_name("network", name, self.models)]
-        return TwinNet(info, width)
+        if self.check_name("network", name, self.models) == "maps":
+            return TwinMapNet(info)
+        return TwinNet(info, {"small": 16, "wide": 64}[name])
 
     def augmentation(self, name: str, info: TaskInfo) -> Augmentation | None:
         return TwinShift() if self.check_name("augmentation", name, self.augmentations) == "shift" else None

@@ -313,7 +313,8 @@ def _halved(x: Tensor) -> Tensor:
 @cache
 def _quarters(width: int, pairs: int, dtype: torch.dtype) -> Tensor:
     """The matrix of `_halved`: ``pairs`` blocks, each (2 width, width / 2)."""
-    with torch.inference_mode(False), torch.no_grad():
+    # Outside of torch.func's transforms too: a tensor made within one must not outlive it.
+    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
         row = torch.eye(width // 2).repeat_interleave(2, 0) / 4
         return torch.block_diag(*[torch.cat([row, row])] * pairs).to(dtype)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddfed.cli.options import run_options
-from ddfed.cli.output import emit, say, table
-from ddfed.cli.running import begin
+from ddfed.cli.options import experiment_options, run_options, shared_flags
+from ddfed.cli.output import say, table
+from ddfed.cli.running import Making
 
 if TYPE_CHECKING:
     from ddfed.runs import RunFolder
@@ -19,40 +19,30 @@ if TYPE_CHECKING:
 @click.option("--method", "-m", help="Federated method (feddm); `ddfed methods list` shows them.")
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
-@click.option("--domain", help="Modality (image).")
-@click.option("--dataset", help="Data set of the domain (digits, embedded).")
-@click.option("--data", "root", type=click.Path(path_type=Path), help="Folder that holds the data set's files.")
-@click.option("--ipc", type=int, help="Items per class and client.")
+@experiment_options("Items per class and client.")
 @click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity.")
-@click.option("--alpha", type=float, help="Concentration of the Dirichlet split (0.5); smaller is more uneven.")
+@click.option(
+    "--alpha", type=float, help="Concentration of the splits dirichlet and quantity (0.5); smaller is more uneven."
+)
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
 @click.option("--backend", help="inprocess or ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
-@click.option(
-    "--resume", "resume", type=click.Path(path_type=Path), help="Go on with a run folder ('latest' for the newest)."
-)
 @run_options
 def simulate(
     method: str | None,
     clients: int | None,
     rounds: int | None,
-    domain: str | None,
-    dataset: str | None,
-    root: Path | None,
-    ipc: int | None,
     partition: str | None,
     alpha: float | None,
     baselines: str | None,
     backend: str | None,
     workers: int | None,
-    resume: Path | None,
     config_file: Path | None,
     sets: tuple[str, ...],
-    seed: int | None,
-    out: Path | None,
-    name: str | None,
+    resume: Path | None,
     as_json: bool,
     quiet: bool,
+    **shared: Any,
 ) -> None:
     """Run a federation: clients distil their own data, a server learns from the tiny sets.
 
@@ -66,31 +56,18 @@ def simulate(
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
       ddfed simulate --resume latest
     """
-    from ddfed_federated.settings import resolve_simulate
-    from ddfed_federated.simulate import check_simulate
-
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
         "--clients": ("federation.clients", clients),
         "--rounds": ("federation.rounds", rounds),
-        "--domain": ("data.domain", domain),
-        "--dataset": ("data.dataset", dataset),
-        "--data": ("data.root", str(root.resolve()) if root else None),
-        "--ipc": ("distill.ipc", ipc),
         "--partition": ("federation.partition", partition),
         "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
         "--baselines": ("baselines", None if baselines is None else _names(baselines)),
         "--backend": ("federation.backend", backend),
         "--workers": ("federation.workers", workers),
-        "--seed": ("run.seed", seed),
-        "--out": ("run.out", str(out) if out else None),
-        "--name": ("run.name", name),
+        **shared_flags(shared),
     }
-    settings, folder = begin(
-        "simulate", resolve_simulate, check_simulate, flags, config_file, sets, resume, _label, quiet
-    )
-    summary = folder.summary() if folder.finished else _run(settings, folder, resume is not None, quiet)
-    emit(summary, as_json, lambda: _print(summary, folder.path))
+    MAKING.main(flags, config_file, sets, resume, as_json, quiet)
 
 
 simulate.resolver = "ddfed_federated.settings:resolve_simulate"  # type: ignore[attr-defined]
@@ -175,3 +152,14 @@ def _print(summary: dict[str, Any], path: Path) -> None:
 
     table(METHOD_COLUMNS, method_rows(summary))
     click.echo(f"\n{path / 'report.html'}")
+
+
+MAKING = Making(
+    command="simulate",
+    resolver="ddfed_federated.settings:resolve_simulate",
+    check="ddfed_federated.simulate:check_simulate",
+    label=_label,
+    execute=_run,
+    show=_print,
+)
+simulate.making = MAKING  # type: ignore[attr-defined]

@@ -425,6 +425,11 @@ def _count(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
 
 
+def _known_options(scheme: Scheme) -> dict[str, Any]:
+    parameters = inspect.signature(scheme).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def _options(scheme: Scheme, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The scheme's keyword options, defaults filled in.
 
@@ -432,12 +437,15 @@ def _options(scheme: Scheme, name: str, given: Mapping[str, Any]) -> dict[str, A
         ConfigError: an option the scheme does not have; the near name is in the message.
     """
     parameters = inspect.signature(scheme).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    known = _known_options(scheme)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return {**known, **given}
     for option in given:
         if option not in known:
             possible = f"It takes {one_of(known)}." if known else "It takes no options."
+            takers = [other for other, function in SCHEMES.items() if option in _known_options(function)]
+            if takers:
+                possible += f" {option!r} belongs to {one_of(takers)}: choose that partition, or leave it out."
             raise ConfigError(f"partition {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
     missing = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in given]
     if missing:

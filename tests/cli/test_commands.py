@@ -20,6 +20,7 @@ SMALL_RUN = [
 SMALL_DISTILL = [
     "--set", "data.train_limit=300", "--set", "data.test_limit=100", "--set", "distill.network=convnet-d2-w16",
     "--set", "evaluate.networks=['convnet-d2-w16']", "--epochs", "5", "--repeats", "2",
+    "--set", "evaluate.teacher_steps=3",
 ]  # fmt: skip
 
 
@@ -69,8 +70,8 @@ def test_simulate_writes_a_whole_run_folder(tmp_path):
 
 def test_distill_prints_the_table_with_its_baselines(distilled):
     summary = json.loads((distilled / "summary.json").read_text())
-    assert [row["subject"] for row in summary["evaluation"]] == ["dm", "random", "full data"]
-    assert all(len(row["accuracies"]) == 2 for row in summary["evaluation"])
+    assert [row["subject"] for row in summary["evaluation"]] == ["dm", "random", "label-only", "full data"]
+    assert all(len(row["accuracies"]) == len(row["ece"]) == 2 for row in summary["evaluation"])
     assert "E-dsa (5 epochs)" in (distilled / "report.html").read_text()
 
 
@@ -93,14 +94,70 @@ def test_evaluate_makes_the_cross_architecture_table(distilled, tmp_path):
         "2",
         "--repeats",
         "1",
+        "--set",
+        "evaluate.teacher_steps=3",
         "--json",
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert {(r["network"], r["subject"]) for r in rows} == {
-        (n, s) for n in ("convnet-d2-w8", "mlp") for s in ("dm", "random", "full data")
+        (n, s) for n in ("convnet-d2-w8", "mlp") for s in ("dm", "random", "label-only", "full data")
     }
+
+
+def test_evaluate_takes_the_settings_of_a_run(distilled, tmp_path):
+    """The run's own file gives back the run's own table."""
+    config = str(distilled / "config.toml")
+    done = ddfed("evaluate", str(distilled), "--config", config, "--json", "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((distilled / "summary.json").read_text())
+    assert [r["accuracies"] for r in json.loads(done.stdout)] == [r["accuracies"] for r in summary["evaluation"]]
+
+
+def test_evaluate_makes_the_dc_bench_matrix(distilled, tmp_path):
+    small = ["--epochs", "1", "--repeats", "1", "--baselines", "none", "--augment", "none,dsa"]
+    done = ddfed(
+        "evaluate", str(distilled), "--benchmark", "dc-bench", *small, "--arch", "convnet-d2-w8,mlp", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    header, *lines = done.stdout.splitlines()
+    assert header.split() == ["trained", "on", "network", "none", "dsa"] and len(lines) == 2
+
+
+def test_evaluate_scores_a_set(distilled, tmp_path):
+    options = ["--scores", "--arch", "convnet-d2-w8", "--epochs", "2", "--repeats", "1"]
+    done = ddfed("evaluate", str(distilled), *options, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    assert set(data["scores"]) == {"HLR", "IOR", "LRS", "ARS"} and 0 <= data["scores"]["LRS"] <= 1
+    assert data["used"]["rows held out to choose step sizes"] == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--baselines", "rando"], "Did you mean 'random'"),
+        (["--protocol", "E-mtt"], "this set carries none"),
+        (["--protocol", "E-krr", "--arch", "mlp"], "trains no network"),
+        (["--scores", "--benchmark", "dc-bench"], "one at a time"),
+        (["--augment", "dsa"], "belongs to --benchmark"),
+        (["--benchmark", "dc-bench", "--protocol", "E-dc"], "a recipe of its own"),
+        (["--benchmark", "dc-bench", "--arch", "vgg11"], "at least 32 pixels"),
+        (["--scores", "--protocol", "E-krr"], "trains none"),
+        (["--scores", "--arch", "mlp,convnet"], "for one network"),
+        (["--set", "evaluate.teacher_stepz=3"], "Did you mean 'evaluate.teacher_steps'"),
+    ],
+)
+def test_wrong_evaluations_are_one_clear_error(distilled, options, message):
+    """In this process: starting ten takes a minute, and how an error is printed is tested above."""
+    from click.testing import CliRunner
+
+    from ddfed.cli.evaluate import evaluate
+    from ddfed.errors import ConfigError
+
+    done = CliRunner().invoke(evaluate, [str(distilled), *options, "--quiet", "--threads", "1"])
+    assert isinstance(done.exception, ConfigError) and message in str(done.exception) and not done.stdout
 
 
 def test_show_compare_and_export(distilled, tmp_path):

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from ddfed import cli as package
 from ddfed.cli import COMMANDS, LazyCommand, RootGroup, cli
-from ddfed.cli.options import layers
+from ddfed.cli.options import SHARED_KEYS, layers, shared_flags
 from ddfed.errors import ConfigError, DataError
 from ddfed.registry import registry
 
@@ -109,6 +109,13 @@ def test_errors_are_one_line_on_stderr(args: list[str], words: list[str], code: 
         assert word in result.stderr
 
 
+def test_a_data_set_that_lives_in_files_says_that_it_needs_them():
+    """Bug found by this test: every data set was called installed, with or without its files."""
+    states = {row["name"]: row["state"] for row in json.loads(run("datasets", "list", "--json").stdout)}
+    assert states["image/digits"] == "installed"
+    assert states["image/mnist"] == "installed, needs its files"
+
+
 def test_data_sets_are_found_without_their_domain():
     assert run("datasets", "show", "digits").stdout == run("datasets", "show", "image/digits").stdout
 
@@ -133,6 +140,24 @@ def test_layers_rise_from_file_to_set_to_options(tmp_path: Path):
     found = layers(tmp_path / "a.toml", ["a.b=1"], {"--seed": ("run.seed", 3), "--name": ("run.name", None)})
     assert [layer.origin for layer in found] == [str(tmp_path / "a.toml"), "--set", "--seed"]
     assert found[2].values == {"run": {"seed": 3}}
+
+
+@pytest.mark.parametrize("command", ["distill", "simulate"])
+def test_commands_that_distil_share_their_options(command: str):
+    root = click.Context(cli)
+    found = cli.get_command(root, command)
+    assert found is not None
+    found = found.load() if isinstance(found, LazyCommand) else found
+    names = {option for parameter in found.params for option in parameter.opts}
+    assert set(SHARED_KEYS) <= names
+
+
+def test_shared_options_become_settings(tmp_path: Path):
+    flags = shared_flags({"steps": 3, "root": tmp_path, "device": None, "clients": 7})
+    assert flags["--steps"] == ("distill.steps", 3)
+    assert flags["--data"] == ("data.root", str(tmp_path))
+    assert flags["--device"] == ("run.device", None)
+    assert set(flags) == set(SHARED_KEYS)
 
 
 # --- the root group -----------------------------------------------------------------------------------------

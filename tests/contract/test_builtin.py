@@ -5,22 +5,79 @@ from __future__ import annotations
 import pytest
 
 from ddfed.registry import registry
-from ddfed.store import Mirrored, MultiFormation, Pixels
+from ddfed.store import (
+    Fields,
+    Frequencies,
+    Hallucinators,
+    Mirrored,
+    MultiFormation,
+    Palette,
+    Pixels,
+    SharedBasis,
+)
 from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
 
 INFO = twin_task().info
-TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide"))
+TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps"))
 
+
+#: Of the gradient family: pools that train little, and what the recipes say of the engine.
+_RS = {"length": 2, "epochs": 1}
+_RT = {"length": 2, "steps": 1, "batch": 16, "augment": "shift", "cutmix": 1.0}
+_JOINT = {"joint": True, "warm_up": [1, 1]}
+_HIDDEN = {"distance": "mse", "layers": "hidden", "syn_rows": 3}
 
 #: What makes a recipe a matter of a moment on the twin domain, beyond few steps and items; by recipe.
 SMALL = {
+    "haba": {"store_options": {"hallucinators": 2, "channels": 2, "kernel": 1, "share": 0.5}},
+    "nsd": {"store_options": {"rank": 2, "share": 0.5}},
+    "ddif": {"store_options": {"width": 2, "layers": 1, "fit_steps": 5}},
+    "auto-palette": {"store_options": {"colours": 4}},
+    **dict.fromkeys(("label-only", "gift"), {"teacher": {"steps": 3}}),
+    "ladd": {"teacher": {"steps": 3}, "labels_options": {"grid": 2}},
+    "lpld": {"teacher": {"steps": 3}, "labels_options": {"augment": "shift", "blocks": 3, "batch": 4}},
+    "forgetting": {"init_options": {"epochs": 2}},
+    **dict.fromkeys(("el2n", "grand"), {"init_options": {"networks": 2, "epochs": 1}}),
+    **dict.fromkeys(("herding", "kcenter", "kmeans", "dq"), {"init_options": {"train_steps": 3}}),
     "idm": {"pool_options": {"steps": 1, "batch": 16}, "objective_options": {"rows": 8, "ce_weight": 0.5}},
+    **dict.fromkeys(("dc", "dsa"), {"pool_options": _RS, "objective_options": {"rows": 8}}),
+    "lcmat": {"pool_options": _RS, "objective_options": {"rows": 8, "curvature": 0.01}},
+    **dict.fromkeys(("dcc", "dsac"), {"pool_options": _RS, "objective_options": {"rows": 8, **_JOINT}}),
+    **dict.fromkeys(("idc", "idc-i"), {"pool_options": _RT, "objective_options": {"rows": 8, **_HIDDEN}}),
+    "dream": {
+        "pool_options": _RT,
+        "objective_options": {"rows": 8, **_HIDDEN},
+        "init_options": {"train_steps": 3},
+        "sampler_options": {"every": 2},
+    },
+    "acc-dd": {
+        "pool_options": {**_RT, "networks": 2, "training": {"steps": 2, "batch": 16}},
+        "objective_options": {"rows": 8, **_HIDDEN},
+    },
+}
+
+#: Of the moments family: banks that train little; the terms stay as they are.
+_BANK = {"networks": 2, "training": {"steps": 2, "batch": 16}}
+_QUEUE = {"steps": 1, "batch": 16}
+_MOMENTS = {
+    "cafe": {"network": "maps", "pool_options": {"rows": 8, "length": 2, "epochs": 1}},
+    "datadam": {"network": "maps"},
+    "m3d": {},
+    "dance": {"pool_options": _BANK},
+    "dsdm": {"pool_options": _BANK},
+    "iid": {"network": "maps", "pool_options": {**_BANK, "drawn": "Q", "drawn_options": _QUEUE}},
+    "lqm": {"pool_options": _QUEUE},
+    "cover": {"init_options": {"train_steps": 3}},
+    "wmdd": {"pool_options": {**_BANK, "networks": 1}, "teacher": {"steps": 3}},
 }
 
 
 def _small(name: str) -> dict:
     recipe = registry().load("recipe", name)
     augment = "none" if recipe.defaults.get("augment", "none") == "none" else "shift"
+    if name in _MOMENTS:
+        rows = {"objective_options": {**recipe.defaults["objective_options"], "rows": 8}}
+        return {"augment": augment, **rows, **_MOMENTS[name]}
     return {"augment": augment, **SMALL.get(name, {})}
 
 
@@ -35,6 +92,20 @@ def test_domain(subject, check):
         StoreCase("mirrored", lambda classes: Mirrored(INFO, classes)),
         StoreCase("multi-formation", lambda classes: MultiFormation(INFO, classes, factor=2)),
         StoreCase("multi-formation 3", lambda classes: MultiFormation(INFO, classes, factor=3)),
+        StoreCase("multi-formation 1 to 2", lambda classes: MultiFormation(INFO, classes, multi=True)),
+        StoreCase("dct", lambda classes: Frequencies(INFO, classes)),
+        StoreCase("dct energy", lambda classes: Frequencies(INFO, classes, share=0.7, by="energy")),
+        StoreCase(
+            "hallucinator",
+            lambda classes: Hallucinators(INFO, classes, hallucinators=2, channels=2, kernel=1, share=0.5),
+        ),
+        StoreCase("hallucinator 3", lambda classes: Hallucinators(INFO, classes, hallucinators=1, channels=2)),
+        StoreCase("memory", lambda classes: SharedBasis(INFO, classes, rank=2)),
+        StoreCase("memory 5", lambda classes: SharedBasis(INFO, classes, rank=5)),
+        StoreCase("basis", lambda classes: SharedBasis(INFO, classes, rank=2, share=0.5)),
+        StoreCase("field", lambda classes: Fields(INFO, classes, width=3, layers=2, fit_steps=5)),
+        StoreCase("palette", lambda classes: Palette(INFO, classes, colours=4)),
+        StoreCase("palette 9", lambda classes: Palette(INFO, classes, colours=9)),
     ]
 )
 def test_decoder(subject, check):

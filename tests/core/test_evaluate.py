@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,9 +16,10 @@ from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData, Task, TaskInfo
 from ddfed.distill import distill
 from ddfed.domain import Network
-from ddfed.errors import ArtifactError, DataError, DivergedError, UnknownNameError
-from ddfed.evaluate import Measurement, Protocol, accuracy, evaluate, train
-from ddfed.evaluate.protocols import E_DC, E_DSA, E_IDC
+from ddfed.errors import ArtifactError, ConfigError, DataError, DivergedError, UnknownNameError
+from ddfed.evaluate import Bench, Measurement, Protocol, accuracy, calibration_error, evaluate, quality, train
+from ddfed.evaluate.protocols import E_DC, E_DSA, E_IDC, E_KRR, E_MTT
+from ddfed.evaluate.ridge import KernelRegression, ntk, ridge_weights
 from ddfed.evaluate.table import _full, check_fits, random_subject, synthetic_subject
 from ddfed.evaluate.training import cutmix
 from ddfed.gate import PlainGate
@@ -222,14 +225,17 @@ def test_the_table_has_the_set_random_items_and_full_data_per_network():
     told: list[tuple[str, int, int]] = []
     table = evaluate(
         made(), TASK, TwinDomain(), name="dm", networks=("small", "wide"), epochs=4, repeats=2,
-        report=lambda *words: told.append(words),
+        teacher_steps=5, report=lambda *words: told.append(words),
     )  # fmt: skip
     assert [(r.subject, r.network) for r in table] == [
-        (s, n) for n in ("small", "wide") for s in ("dm", "random", "full data")
+        (s, n) for n in ("small", "wide") for s in ("dm", "random", "label-only", "full data")
     ]
     assert {r.protocol for r in table} == {"E-dc (4 epochs)"} and all(len(r.accuracies) == 2 for r in table)
-    assert [r.items for r in table[:3]] == [6, 6, 120]
+    assert [r.items for r in table[:4]] == [6, 6, 6, 120]
     assert told[0] == ("dm small 1/2", 1, 4) and told[-1][0] == "full data wide 2/2"
+    # One network labels for the whole table.
+    assert sum(words == ("full data, small labels", 5, 5) for words in told) == 1
+    assert all(len(r.ece) == len(r.nll) == 2 and 0 <= min(r.ece) <= max(r.ece) <= 1 for r in table)
     assert [r.subject for r in evaluate(made(), TASK, TwinDomain(), epochs=1, repeats=1, baselines=())] == ["distilled"]
 
 
@@ -242,7 +248,7 @@ def test_subjects_are_compared_on_the_same_initial_weights():
             built.append(nn.utils.parameters_to_vector(net.parameters()).detach().clone())
             return net
 
-    evaluate(made(), TASK, Listening(), networks=("small",), epochs=1, repeats=2)
+    evaluate(made(), TASK, Listening(), networks=("small",), epochs=1, repeats=2, baselines=("random", "full"))
     one, two = built[-6:-4]
     assert not torch.equal(one, two)
     assert all(torch.equal(a, b) for a, b in zip(built[-6:], [one, two] * 3))
@@ -258,9 +264,9 @@ def test_random_items_have_the_sets_budget_and_are_new_for_each_network():
     subject = random_subject(syn, TASK.train, Streams(0), CPU)
     draws = []
     for repeat in (0, 1, 0):
-        rows, count, loss = subject.make(repeat)
-        x, y = rows(torch.arange(count))
-        assert y.tolist() == [0, 0, 0, 1, 2, 2] and loss is HardLabels.loss
+        given = subject.make(repeat)
+        x, y = given.rows(torch.arange(given.count))
+        assert y.tolist() == [0, 0, 0, 1, 2, 2] and given.labels.loss is HardLabels.loss
         real = TASK.train.all().inputs
         assert all(bool((real == row).flatten(1).all(1).any()) for row in x)
         draws.append(x)
@@ -277,7 +283,7 @@ def test_random_items_of_a_small_class_are_counted_as_they_are():
         "E-dc",
     )
     subject = random_subject(syn, few, Streams(0), CPU)
-    assert subject.items == subject.make(0)[1] == 3
+    assert subject.items == subject.make(0).count == 3
 
 
 @pytest.mark.parametrize(("batch", "epochs", "want"), [(256, 300, 300), (16, 300, 38), (16, 4, 1), (1, 10, 1)])
@@ -291,9 +297,10 @@ def test_full_data_gets_about_as_many_steps_as_the_set(batch: int, epochs: int, 
 
 def test_rows_and_soft_targets_of_a_set_reach_training():
     syn = made(store="multi-formation", labels="logits")
-    rows, count, loss = synthetic_subject(syn, "dm", CPU).make(0)
-    x, y = rows(torch.arange(count))
-    assert count == 24 and x.shape == (24, 2, 4, 4) and y.shape == (24, 3) and loss is LogitLabels.loss
+    given = synthetic_subject(syn, "dm", CPU).make(0)
+    x, y = given.rows(torch.arange(given.count))
+    assert given.count == 24 and x.shape == (24, 2, 4, 4) and y.shape == (24, 3)
+    assert given.labels.loss is LogitLabels.loss
     assert evaluate(syn, TASK, TwinDomain(), epochs=2, repeats=1, baselines=())[0].items == 6
 
 
@@ -353,3 +360,243 @@ def test_a_measurement_comes_back_from_json_with_the_population_deviation():
     assert (row.mean, row.std) == (pytest.approx(0.6), pytest.approx(0.1))
     assert Measurement.from_json(row.to_json()) == row and row.to_json()["std"] == pytest.approx(0.1)
     assert Measurement("dm", "small", "E-dc", (0.5,), 6, 1.5).std == 0.0
+
+
+def test_a_row_of_an_older_version_is_read():
+    row = {
+        "subject": "dm",
+        "network": "n",
+        "protocol": "E-dc",
+        "accuracies": [0.5],
+        "items": 1,
+        "seconds": 1,
+        "note": "",
+    }
+    assert Measurement.from_json(row).ece == () == Measurement.from_json(row).nll
+    new = Measurement("dm", "small", "E-dc", (0.5,), 6, 1.5, "", (0.1,), (2.0,))
+    assert Measurement.from_json(json.loads(json.dumps(new.to_json()))) == new
+
+
+# --- calibration -----------------------------------------------------------------------------------------------
+
+
+def naive_ece(probabilities: list[list[float]], classes: list[int], bins: int) -> float:
+    found = 0.0
+    for b in range(bins):
+        inside = [(max(p), p.index(max(p)) == c) for p, c in zip(probabilities, classes)
+                  if b / bins < max(p) <= (b + 1) / bins]  # fmt: skip
+        if inside:
+            right = sum(hit for _, hit in inside) / len(inside)
+            sure = sum(confidence for confidence, _ in inside) / len(inside)
+            found += len(inside) / len(classes) * abs(right - sure)
+    return found
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_calibration_error_is_the_sum_over_bins_written_out(bins: int):
+    generator = torch.Generator().manual_seed(0)
+    p = (3 * torch.randn(300, 5, generator=generator, dtype=torch.float64)).softmax(1)
+    classes = torch.randint(5, (300,), generator=generator)
+    want = naive_ece(p.tolist(), classes.tolist(), bins)
+    assert calibration_error(p, classes, bins) == pytest.approx(want, abs=1e-12) and want > 0.05
+
+
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower():
+    p = torch.tensor([[0.5, 0.5], [0.75, 0.25]])
+    # Wrong at 0.5 and right at 0.75: in one bin the two gaps would cancel in part.
+    assert calibration_error(p, torch.tensor([1, 0]), bins=2) == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_calibration_at_its_limits():
+    sure = torch.eye(2).repeat(5, 1)
+    assert calibration_error(sure, torch.tensor([0, 1] * 5)) == 0.0
+    assert calibration_error(sure, torch.tensor([1, 0] * 5)) == 1.0
+    # Always half sure and right half of the time: perfectly calibrated and useless.
+    assert calibration_error(torch.full((10, 2), 0.5), torch.tensor([0, 1] * 5)) == 0.0
+
+
+def test_quality_holds_accuracy_and_likelihood_of_the_test_rows():
+    class Fixed(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([1.0, 0.5, 0.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert not self.training
+            return self.weight.expand(len(x), 3)
+
+    for chunk in (7, 500):
+        found = quality(Fixed(), TASK.test, chunk)
+        p = torch.tensor([1.0, 0.5, 0.0]).softmax(0)
+        assert found.accuracy == pytest.approx(1 / 3) and found.nll == pytest.approx(float(-p.log().mean()), rel=1e-5)
+        assert found.ece == pytest.approx(float(p[0]) - 1 / 3, abs=1e-6)
+    with pytest.raises(DataError, match="test split is empty"):
+        quality(Fixed(), TASK.test.subset([]))
+
+
+# --- the label-only row ------------------------------------------------------------------------------------------
+
+
+def test_label_only_rows_are_the_random_ones_with_the_teachers_answers():
+    bench = Bench(made(), TASK, TwinDomain(), teacher_steps=10)
+    for repeat in (0, 1):
+        plain, soft = bench.random().make(repeat), bench.label_only().make(repeat)
+        index = torch.arange(plain.count)
+        (x, classes), (same, y) = plain.rows(index), soft.rows(index)
+        assert torch.equal(x, same) and torch.allclose(y, bench.teacher(x), atol=1e-5)
+        assert torch.equal(soft.labels.classes, classes)
+    assert bench.teacher is bench.teacher and "trained 10 steps on all 120 rows" in bench.label_only().note
+
+
+def test_the_labelling_network_sees_the_data_twice_but_makes_a_hundred_steps_at_least():
+    assert Bench(made(), TASK, TwinDomain())._training.steps == 100
+    many = twin_task(per_class=6000)
+    assert Bench(made(), many, TwinDomain())._training.steps == math.ceil(2 * 18_000 / 256)
+
+
+def test_an_unknown_baseline_is_refused():
+    with pytest.raises(ConfigError, match="unknown baseline 'rando'.*'label-only'"):
+        evaluate(made(), TASK, TwinDomain(), baselines=("rando",))
+
+
+def test_labels_of_a_set_say_their_size():
+    syn = made(labels="logits")
+    assert evaluate(syn, TASK, TwinDomain(), epochs=1, repeats=1, baselines=())[0].note == "120 bytes of labels"
+
+
+# --- E-mtt -------------------------------------------------------------------------------------------------------
+
+
+def test_e_mtt_is_e_dsa_at_the_step_size_of_the_set():
+    assert replace(E_DSA, name="E-mtt", lr_of_set=True) == E_MTT
+    assert E_MTT.for_set({"lr": 0.0345678}) == replace(E_MTT, lr=0.0345678, name="E-mtt (lr 0.03457)")
+    assert E_DSA.for_set({"lr": 0.5}) is E_DSA
+    with pytest.raises(ConfigError, match="this set carries none"):
+        E_MTT.for_set({})
+
+
+def test_the_sets_step_size_is_used_for_it_and_for_its_baselines(monkeypatch: pytest.MonkeyPatch):
+    from ddfed.evaluate import table
+
+    rates: list[float] = []
+    monkeypatch.setattr(table, "train", lambda net, rows, count, loss, protocol, *a, **k: rates.append(protocol.lr))
+    monkeypatch.setattr(TwinDomain, "augmentation", lambda self, name, info: None)
+    syn = replace(made(), training={"lr": 0.25})
+    rows = evaluate(syn, TASK, TwinDomain(), protocol="E-mtt", epochs=2, repeats=1, baselines=("random", "full"))
+    assert rates == [0.25] * 3 and {r.protocol for r in rows} == {"E-mtt (lr 0.25) (2 epochs)"}
+
+
+# --- E-krr -------------------------------------------------------------------------------------------------------
+
+
+def naive_ntk(x: list[float], y: list[float], depth: int, weight: float = 2.0, bias: float = 0.01) -> float:
+    """The recursion for one pair, layer by layer, with all three covariances carried along."""
+    size = len(x)
+    dot = lambda a, b: sum(p * q for p, q in zip(a, b))  # noqa: E731
+    xy, xx, yy = (weight * dot(a, b) / size + bias for a, b in ((x, y), (x, x), (y, y)))
+    tangent = xy
+    for _ in range(depth):
+        t = math.acos(max(-1.0, min(1.0, xy / math.sqrt(xx * yy))))
+        slope = weight * (math.pi - t) / (2 * math.pi)
+        xy = weight * math.sqrt(xx * yy) * (math.sin(t) + (math.pi - t) * math.cos(t)) / (2 * math.pi) + bias
+        xx, yy = weight * xx / 2 + bias, weight * yy / 2 + bias
+        tangent = xy + tangent * slope
+    return tangent
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_the_kernel_is_the_recursion_for_every_pair(depth: int):
+    x = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.cat([x[:2], -x[2:3], torch.zeros(1, 2, 3, dtype=torch.float64)])
+    found = ntk(x, y, depth)
+    for i in range(4):
+        for j in range(4):
+            want = naive_ntk(x[i].flatten().tolist(), y[j].flatten().tolist(), depth)
+            assert float(found[i, j]) == pytest.approx(want, rel=1e-7)
+
+
+def test_the_kernel_is_the_tangent_kernel_of_a_very_wide_network():
+    """Gradients of a finite network of width 40,000, by autograd, agree with the limit to its sampling error."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    x, width, size = draw(5, 6), 40_000, 6
+    parameters = [draw(size, width), draw(width), draw(width), draw(1)]
+    for p in parameters:
+        p.requires_grad_()
+    w1, b1, w2, b2 = parameters
+    gradients = []
+    for row in x:
+        hidden = ((2 / size) ** 0.5 * row @ w1 + 0.1 * b1).relu()
+        output = (2 / width) ** 0.5 * hidden @ w2 + 0.1 * b2.sum()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(output, parameters)]))
+    stacked = torch.stack(gradients)
+    assert torch.allclose(stacked @ stacked.T, ntk(x, x), rtol=0.03, atol=0.03)
+
+
+def test_the_kernel_has_a_finite_derivative_where_rows_are_equal():
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    (grad,) = torch.autograd.grad(ntk(x, x, depth=2).sum(), x)
+    assert bool(torch.isfinite(grad).all())
+
+
+def test_ridge_on_a_set_made_for_a_solution_returns_that_solution():
+    """Chen et al., NeurIPS 2024: with the thin SVD W = U diag(s) V^T and any positive a, ridge lam on
+    X = (U diag(a))^T, Y = (V diag(s (a^2 + lam) / a))^T gives exactly W."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    u, s, vh = torch.linalg.svd(w, full_matrices=False)
+    lam = 0.3
+    a = torch.rand(4, generator=generator, dtype=torch.float64) + 0.5
+    x, y = (u * a).T, (vh.T * (s * (a**2 + lam) / a)).T
+    assert torch.allclose(x.T @ ridge_weights(x @ x.T, y, lam), w, atol=1e-12)
+
+
+def test_a_regression_predicts_as_the_formula_with_a_relative_ridge():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 2, 2, generator=generator), torch.randn(6, 3, generator=generator)
+    new = torch.randn(4, 2, 2, generator=generator)
+    fit = KernelRegression(x, y, ridge=1e-2)
+    k = ntk(x.double(), x.double())
+    lam = 1e-2 * float(k.trace()) / 6
+    want = ntk(new.double(), x.double()) @ torch.linalg.inv(k + lam * torch.eye(6)) @ y.double()
+    assert torch.allclose(fit(new), want, atol=1e-9) and fit(new).dtype == torch.float64
+
+
+def test_a_kernel_that_is_not_positive_is_said():
+    with pytest.raises(DivergedError, match="not positive definite; raise the ridge"):
+        ridge_weights(-torch.eye(2, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64), 0.5)
+
+
+def test_e_krr_needs_no_network_and_is_the_same_every_time():
+    rows = evaluate(made(ipc=3), TASK, TwinDomain(), protocol="E-krr", repeats=2, teacher_steps=50)
+    assert [r.subject for r in rows] == ["distilled", "random", "label-only", "full data"]
+    assert [len(r.accuracies) for r in rows] == [1, 2, 2, 1]  # only random items differ from repeat to repeat
+    assert {r.network for r in rows} == {"ntk-fc1"} and all(r.ece == r.nll == () for r in rows)
+    assert rows[-1].mean > 0.9 and rows[0].mean > 0.6 and rows[-1].note == "all 120 rows"
+    with pytest.raises(ConfigError, match="trains no network, so it cannot take small"):
+        evaluate(made(), TASK, TwinDomain(), protocol="E-krr", networks=("small",))
+    with pytest.raises(ConfigError, match="has no epochs"):
+        evaluate(made(), TASK, TwinDomain(), protocol="E-krr", epochs=3)
+
+
+def test_full_data_is_cut_to_what_a_kernel_may_have():
+    subject, how = _full(made(), TASK, replace(E_KRR, most=30), CPU)
+    assert subject.items == subject.make(0).count == 30 and "30 of 120 rows" in subject.note
+    labels = subject.make(0).labels
+    assert torch.bincount(labels.classes).tolist() == [10, 10, 10] and how.name == "E-krr"
+
+
+def test_learned_vectors_are_what_a_regression_is_fitted_to():
+    """Vectors that name the wrong class make the regression wrong: they, not the classes, are fitted."""
+    syn = made(ipc=3, labels="vectors")
+    with torch.no_grad():
+        syn.labels.params["vectors"].copy_(syn.labels.params["vectors"].roll(1, 1))
+    rows = evaluate(syn, TASK, TwinDomain(), protocol="E-krr", baselines=())
+    assert rows[0].mean < 0.3
+
+
+def test_full_data_follows_the_rows_that_are_trained_on_not_the_items():
+    recipe = Protocol("p", 10, batch=4)
+    few, _ = _full(made(), TASK, recipe, CPU)
+    many, how = _full(made(store="multi-formation"), TASK, recipe, CPU)
+    assert how.epochs == round(10 * 6 / 30) and f"{how.epochs} epochs" in many.note and few.note != many.note

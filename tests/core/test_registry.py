@@ -169,6 +169,40 @@ def test_a_broken_plugin_is_left_out_with_a_warning_that_names_it(plugins: Any, 
     assert registry.names("domain") == ["c", "g"]
 
 
+def failing(*names: str) -> types.ModuleType:
+    plugin = offering(*names)
+    register = plugin.ddfed_register
+
+    @hookimpl
+    def ddfed_register(registry: Registry) -> None:
+        register(registry)
+        raise RuntimeError("half way")
+
+    plugin.ddfed_register = ddfed_register  # type: ignore[attr-defined]
+    return plugin
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (failing("b1", "b2"), "RuntimeError: half way"),
+        (offering("b1", "c"), "offered by two plugins, 'core' and 'bad'"),
+    ],
+    ids=["raises", "takes a name that is taken"],
+)
+def test_a_plugin_that_cannot_register_is_left_out_whole(plugins: Any, broken: Any, words: str):
+    """Bug found by this test: one plugin that raised while it registered took every command down."""
+    with pytest.warns(UserWarning, match=f"plugin 'bad' could not register what it offers and is left out: .*{words}"):
+        registry = plugins(Point("core", offering("c")), Point("bad", broken), Point("good", offering("g")))
+    assert registry.names("domain") == ["c", "g"]
+    assert not module.manager().has_plugin("bad")
+
+
+def test_the_core_itself_must_register(plugins: Any):
+    with pytest.raises(RuntimeError, match="half way"):
+        plugins(Point("core", failing("c")))
+
+
 def test_the_built_in_components_all_load():
     registry = module.registry()
     with warnings.catch_warnings():

@@ -64,3 +64,29 @@ def test_wrong_options_are_refused():
         KMeansSampler(evry=3)
     with pytest.raises(ConfigError, match="at least 1"):
         KMeansSampler(every=0)
+
+
+def test_a_clustering_starts_from_the_one_before(monkeypatch: pytest.MonkeyPatch):
+    sampler, query = KMeansSampler(every=5), Query("q", (0,), rows=8)
+    sampler.narrow(query, GATE, network(), 0, Streams(0))
+    monkeypatch.setattr("ddfed.sample.choose_kmeans", lambda *given: pytest.fail("started from nothing"))
+    rows = sampler.narrow(query, GATE, network(1), 5, Streams(0)).among
+    resumed = KMeansSampler(every=5)
+    resumed.load(sampler.state())
+    assert rows is not None and len(rows.unique()) == 8
+    later = sampler.narrow(query, GATE, network(2), 10, Streams(0)).among
+    assert later is not None and torch.equal(later, resumed.narrow(query, GATE, network(2), 10, Streams(0)).among)
+
+
+def test_a_clustering_from_the_one_before_covers_the_class_as_well_as_a_new_one():
+    query, net = Query("q", (0,), rows=8), network(3)
+    features = net.embed(TASK.train.batch(TASK.train.class_index[0]).inputs).detach()
+
+    def cover(sampler: KMeansSampler) -> float:
+        rows = sampler.narrow(query, GATE, net, 5, Streams(0)).among
+        assert rows is not None
+        return float(torch.cdist(features, net.embed(TASK.train.batch(rows).inputs).detach()).min(1).values.mean())
+
+    warm = KMeansSampler(every=5)
+    warm.narrow(query, GATE, network(), 0, Streams(0))
+    assert cover(warm) < 1.1 * cover(KMeansSampler(every=5))

@@ -101,6 +101,32 @@ def test_odd_sizes_are_padded_with_the_middle_of_the_range():
     assert rows.shape == (4, 2, 5, 5) and torch.allclose(rows, want, atol=1e-5)
 
 
+def test_all_factors_decode_one_after_the_other():
+    shape, classes = (2, 6, 12), torch.zeros(2, dtype=torch.int64)
+    store, x = MultiFormation(info(*shape), classes, factor=3, multi=True), random(2, *shape)
+    store.load({"x": x})
+    rows, origin = store.decode(torch.tensor([1, 0]))
+    assert store.rows_per_item == 1 + 4 + 9 and store.seeds_per_item == 9
+    assert origin.tolist() == [0] * 14 + [1] * 14
+    alone = []
+    for factor in (2, 3):
+        single = MultiFormation(info(*shape), classes, factor=factor)
+        single.load({"x": x})
+        alone.append(single.decode(torch.tensor([1, 0]))[0].unflatten(0, (2, -1)))
+    want = torch.cat([x[[1, 0], None], *alone], 1).flatten(0, 1)
+    assert torch.allclose(rows, want, atol=1e-6)
+
+
+def test_all_factors_are_filled_as_the_finest_is():
+    seeds = random(2, 4, 2, 4, 4)
+    one, all_of_them = (MultiFormation(INFO, torch.arange(2), multi=multi) for multi in (False, True))
+    one.fill(seeds)
+    all_of_them.fill(seeds)
+    assert torch.equal(one.params["x"], all_of_them.params["x"])
+    with pytest.raises(ConfigError, match="multi must be true or false, got 3"):
+        MultiFormation(INFO, torch.arange(2), multi=3)
+
+
 def test_sequences_are_cut_along_their_one_axis():
     store = MultiFormation(info(2, 9, cells=(-1,)), torch.zeros(2, dtype=torch.int64), factor=3)
     store.fill(random(2, 3, 2, 1).expand(2, 3, 2, 9))

@@ -10,8 +10,10 @@ import click
 import pytest
 
 from ddfed.cli import cli
+from ddfed.cli.method_pages import MUST_SAY, method_pages, unsaid
 from ddfed.cli.reference import pages
 from ddfed.config import read_toml
+from ddfed.recipes import builtin
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -37,7 +39,7 @@ def test_python_snippets_compile(path):
 
 def commands() -> list[tuple[str, str]]:
     found = []
-    for path in [*PAGES, ROOT / "simulations/scenarios/README.md"]:
+    for path in [*PAGES, ROOT / "simulations/ddfed_scenarios/README.md"]:
         text = "\n".join(blocks(path, "sh")) if path.name != "commands.md" else ""
         for line in text.replace("\\\n", " ").splitlines():
             if line.strip().startswith("ddfed "):
@@ -66,6 +68,21 @@ def test_commands_in_the_docs_have_these_options(where, line):
 def test_reference_pages_are_what_the_program_says(name):
     shown = (ROOT / "docs/reference" / name).read_text()
     assert shown == pages()[name], "run: python -m ddfed.cli.reference docs/reference"
+
+
+@pytest.mark.parametrize("recipe", [recipe for _, recipe in builtin()], ids=lambda r: r.name)
+def test_every_method_of_the_house_says_what_its_page_needs(recipe):
+    missing = unsaid(recipe)
+    assert not missing, f"recipe {recipe.name!r} ({recipe.family}) lacks {', '.join(missing)}; all must have {MUST_SAY}"
+
+
+def test_method_pages_are_what_the_recipes_say():
+    made = method_pages()
+    shown = {path.name: path.read_text() for path in (ROOT / "docs/methods").glob("*.md")}
+    make = "run: python -m ddfed.cli.reference docs/reference"
+    assert sorted(set(made) - set(shown)) == [], f"methods without a page; {make}"
+    assert sorted(set(shown) - set(made)) == [], "pages without a method; delete them"
+    assert [name for name in made if made[name] != shown[name]] == [], f"pages out of date; {make}"
 
 
 def test_every_setting_says_what_it_means():
@@ -98,8 +115,8 @@ def test_every_method_is_in_the_readme():
     assert [name for name in registry().names("recipe", "federated") if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "simulations/scenarios").glob("*.toml")), ids=lambda p: p.stem)
-def test_scenarios_resolve(path):
+@pytest.mark.parametrize("path", sorted((ROOT / "simulations/ddfed_scenarios").glob("*.toml")), ids=lambda p: p.stem)
+def test_scenarios_are_settings_files_too(path):
     from ddfed.registry import registry
     from ddfed.settings import resolve_distill
     from ddfed_federated.settings import resolve_simulate

@@ -43,18 +43,6 @@ def test_idm_beats_random_by_ten_points_with_one_image_per_class(tmp_path):
     assert found["idm"] > found["random"] + 0.10
 
 
-@pytest.mark.parametrize("method", ["herding", "kmeans"])
-def test_selection_beats_random_by_five_points(tmp_path, method):
-    found = distilled(
-        tmp_path,
-        method=method,
-        distill={"ipc": 1, "init_options": {"train_steps": 60}},
-        evaluate={"epochs": 100, "repeats": 2, "baselines": ["random"]},
-        run={"threads": 1},
-    )
-    assert found[method] > found["random"] + 0.05
-
-
 @pytest.mark.slow
 def test_feddm_beats_its_control_by_five_points_with_one_image_per_class(tmp_path):
     """The preset's claim is eight points over five seeds; one seed is held to five."""

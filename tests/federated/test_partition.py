@@ -244,3 +244,14 @@ def test_iid_needs_no_options_and_leaves_labels_alone():
     labels = np.arange(10)
     iid(labels, 3, rng())
     assert labels.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("scheme", ["iid", "pathological", "shards"])
+def test_an_option_of_another_partition_names_the_partitions_that_take_it(scheme: str):
+    """Bug found by this test: --alpha with another partition said only that the option is unknown."""
+    with pytest.raises(
+        ConfigError, match=f"partition '{scheme}' has no option 'alpha'.*'alpha' belongs to 'dirichlet', 'quantity'"
+    ):
+        split(scheme, TEN_BY_5000, 10, 10, rng(), alpha=0.5)
+    with pytest.raises(ConfigError, match=r"no option 'alhpa'. It takes no options\.$"):
+        split("iid", TEN_BY_5000, 10, 10, rng(), alhpa=0.5)

@@ -21,7 +21,7 @@ from ddfed.recipes import Preset
 from ddfed.seeds import isolated
 from ddfed.store import HardLabels
 from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
-from ddfed_federated.methods.sets import _DEFAULTS, _PRESETS
+from ddfed_federated.methods.presets import DEFAULTS, PRESETS
 from ddfed_federated.settings import LocalSettings
 
 
@@ -69,8 +69,8 @@ class AveragingMethod(FederatedMethod):
     citation: str
     strategy: Callable[[LocalSettings], Any]
     sends: str = "weights"
-    defaults: Mapping[str, Any] = field(default_factory=lambda: _DEFAULTS)
-    presets: tuple[Preset, ...] = _PRESETS
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
+    presets: tuple[Preset, ...] = PRESETS
     departures: tuple[str, ...] = ()
     proximal: bool = False
 

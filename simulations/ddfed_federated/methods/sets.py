@@ -27,6 +27,7 @@ from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.store import HardLabels
 from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
+from ddfed_federated.methods.presets import DEFAULTS, PRESETS
 from ddfed_federated.settings import ServerSettings, SimulateSettings
 
 
@@ -158,59 +159,12 @@ def _weights(sets: Sequence[Mapping[str, Any]], settings: ServerSettings) -> Ten
 
 _FEDDM = "Xiong, Wang, Cheng, Yu and Hsieh, Iterative Distribution Matching for Communication-Efficient FL, CVPR 2023"
 
-#: The paper's settings for ConvNet-3-128 (320,010 weights); its threshold and server training as released.
-_DISTILL = {
-    "objective": "mean",
-    "objective_options": {"rows": 256, "top_up": True, "logits": True},
-    "pool": "ball",
-    "pool_options": {"rho": 5.0},
-    "store": "pixels",
-    "labels": "hard",
-    "augment": "none",
-    "init": "random",
-    "top_up": True,
-    "scope": "joint",
-    "lr": 1.0,
-    "momentum": 0.5,
-    "steps": 1000,
-    "ipc": 10,
-    "min_count": 10,
-    "protocol": "E-dsa",
-}
-_DEFAULTS = {"distill": _DISTILL, "federation": {"rounds": 20}}
-
-#: Digits' default network has 40,394 weights, not 320,010; chosen by examples/sweep_digits.py. Clients hold fewer
-#: than 256 rows of a class, so all of them are used instead of topping up by repeats: the exact class mean.
-_PRESETS = (
-    Preset(
-        {
-            "distill": {
-                "objective_options": {"rows": 256, "top_up": False, "logits": True},
-                "pool_options": {"rho": 5.0},
-                "lr": 1.0,
-                "steps": 50,
-            },
-            "server": {"epochs": 30, "batch": 64, "weighting": "count"},
-            "local": {"lr": 0.03},
-            "federation": {"rounds": 3},
-        },
-        ("digits",),
-        source="examples/sweep_digits.py",
-    ),
-    Preset(
-        {"distill": {"steps": 100}, "server": {"epochs": 300}, "federation": {"rounds": 4}},
-        ("digits",),
-        (1,),
-        source="examples/sweep_digits.py",
-    ),
-)
-
 FEDDM = SetMethod(
     name="feddm",
     title="clients distil around the global weights, the server trains on the union",
     citation=_FEDDM,
-    defaults=_DEFAULTS,
-    presets=_PRESETS,
+    defaults=DEFAULTS,
+    presets=PRESETS,
     departures=(
         "clients start every round from the same real items (federation.restart = 'same'); the public "
         "reimplementation draws fresh ones, which hands out new records in every round",
@@ -220,8 +174,8 @@ RANDOM_ONCE = SetMethod(
     name="random-once",
     title="control: real items of the same budget, chosen once per client",
     citation="baseline (the 0-step control)",
-    defaults=_DEFAULTS,
-    presets=_PRESETS,
+    defaults=DEFAULTS,
+    presets=PRESETS,
     distils=False,
     restart="same",
 )
@@ -229,8 +183,8 @@ RANDOM_FRESH = SetMethod(
     name="random-fresh",
     title="control: real items of the same budget, chosen anew in every round",
     citation="baseline; releases the budget again in every round",
-    defaults=_DEFAULTS,
-    presets=_PRESETS,
+    defaults=DEFAULTS,
+    presets=PRESETS,
     distils=False,
     restart="fresh",
 )

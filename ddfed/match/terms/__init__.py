@@ -1,0 +1,80 @@
+"""The terms of the moments engine."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ddfed.errors import ConfigError, UnknownNameError, one_of, suggest
+from ddfed.match.terms.base import (
+    Real,
+    RowTerm,
+    Scene,
+    SumTerm,
+    Term,
+    View,
+    class_means,
+    maps,
+    mean_distance,
+)
+from ddfed.match.terms.memory import Barycentre, Prototype
+from ddfed.match.terms.rows import MMD, Covariance, Hausdorff, Quantile
+from ddfed.match.terms.sums import (
+    Attention,
+    Centralisation,
+    ClassTerm,
+    Discrimination,
+    Layers,
+    LocalCovariance,
+    Logits,
+    Mean,
+)
+
+#: Every term by its name.
+TERMS: dict[str, type[Term]] = {
+    term.name: term
+    for term in (
+        Mean,
+        Logits,
+        Layers,
+        Discrimination,
+        Attention,
+        MMD,
+        Covariance,
+        LocalCovariance,
+        Prototype,
+        Centralisation,
+        Quantile,
+        Hausdorff,
+        Barycentre,
+        ClassTerm,
+    )
+}
+
+
+def make_term(name: str, given: Any) -> tuple[float, Term]:
+    """A term and its weight, from what settings say: a weight, or a table of options with ``weight`` among them.
+
+    Raises:
+        ConfigError: an unknown term or option, or a weight that is no number.
+    """
+    if name not in TERMS:
+        raise UnknownNameError(f"unknown term {name!r}.{suggest(name, TERMS)} Possible: {one_of(TERMS)}")
+    options = dict(given) if isinstance(given, Mapping) else {"weight": given}
+    weight = options.pop("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise ConfigError(f"term {name!r} takes a weight or a table of options with 'weight' among them, got {given!r}")
+    return float(weight), TERMS[name](**options)
+
+
+__all__ = [
+    "TERMS",
+    "Real",
+    "RowTerm",
+    "Scene",
+    "SumTerm",
+    "Term",
+    "View",
+    "class_means",
+    "make_term",
+    "maps",
+    "mean_distance",
+]

@@ -1,0 +1,1 @@
+"""Ready experiments as files; `ddfed reproduce --list` shows them."""

@@ -1,0 +1,68 @@
+"""Every store with every engine and every label store, by the names that are registered."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+from ddfed.artifact import SyntheticSet
+from ddfed.distill import distill
+from ddfed.gate import PlainGate
+from ddfed.registry import registry
+from ddfed.seeds import Streams
+from ddfed.settings import PartSettings
+from ddfed.testing import TwinDomain, twin_task
+
+TASK, IPC = twin_task(), 2
+
+#: Options where the defaults are for items larger than the twin's 32 values.
+STORES = {
+    "hallucinator": {"hallucinators": 2, "channels": 2, "kernel": 1, "share": 0.5},
+    "basis": {"rank": 4, "share": 0.5},
+    "field": {"width": 2, "layers": 1, "fit_steps": 5},
+    "palette": {"colours": 4},
+}
+#: Settings that an engine cannot do without, beyond fewer rows.
+ENGINES: dict[str, dict] = {}
+
+
+def made(store: str, engine: str, labels: str, steps: int) -> SyntheticSet:
+    defaults = registry().load("objective", engine).defaults
+    parts = {
+        "ipc": IPC,
+        "steps": steps,
+        "store": store,
+        "store_options": STORES.get(store, {}),
+        "labels": labels,
+        "teacher": {"steps": 3, "batch": 16},
+        "objective": engine,
+        "objective_options": {"rows": 8} if "rows" in defaults else {},
+        "network": "maps",
+        "augment": "shift",
+        "lr": 0.05,
+        "label_lr": 0.05,
+        **ENGINES.get(engine, {}),
+    }
+    return distill(PlainGate(TASK.train), TwinDomain(), PartSettings(**parts), Streams(0))
+
+
+@cache
+def started(store: str) -> dict[str, torch.Tensor]:
+    return made(store, "mean", "hard", 0).store.tensors()
+
+
+@pytest.mark.parametrize("labels", registry().names("labels"))
+@pytest.mark.parametrize("engine", registry().names("objective"))
+@pytest.mark.parametrize("store", registry().names("decoder"))
+def test_every_store_learns_under_every_engine_with_every_label_store(store: str, engine: str, labels: str, tmp_path):
+    syn = made(store, engine, labels, 2)
+    for name, tensor in syn.store.params.items():
+        assert bool(torch.isfinite(tensor).all()) and not torch.equal(tensor, started(store)[name]), name
+    for name, tensor in syn.store.buffers.items():
+        assert torch.equal(tensor, started(store)[name]), name
+    assert syn.store.plain_items_per_class <= IPC
+    again = SyntheticSet.load(syn.save(tmp_path))
+    for mine, theirs in zip(syn.decoded(), again.decoded()):
+        assert torch.equal(mine, theirs)
