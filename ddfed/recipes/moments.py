@@ -195,7 +195,7 @@ CAFE = Recipe(
     fails=(
         "Networks without stages. Long runs at a high step size: the sum over layers is large, so lr = 0.1 is a tenth "
         "of DM's. Where one class is stepped at a time there is nothing to discriminate; scope stays joint. After the "
-        "few steps of its preset it does not beat random digits at ten per class."
+        "few steps of its preset it is about as good as random digits at ten per class."
     ),
     needs=("first order", "stages"),
     expense="medium",
