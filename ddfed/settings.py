@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -227,6 +228,26 @@ def recipe_layers(method: str, origin: str, dataset: str, layers: Sequence[Layer
     return below
 
 
+#: Parts that are chosen by name, and where their options stand.
+PART_OPTIONS = {part: f"{part}_options" for part in ("init", "store", "labels", "objective", "pool", "sampler")}
+
+
+def without_foreign_options(layers: Sequence[Layer], section: str) -> list[Layer]:
+    """The layers, less the options of parts that a later layer replaces by another.
+
+    A recipe's ``store_options`` are for its store: who asks for another store by name must not inherit them.
+    """
+    kept = [dict(layer.values) for layer in layers]
+    for part, options in PART_OPTIONS.items():
+        named = [(i, value_of([layer], f"{section}.{part}", None)) for i, layer in enumerate(layers)]
+        names = [(i, name) for i, name in named if name is not None]
+        replaced = max((i for (_, before), (i, name) in pairwise(names) if name != before), default=0)
+        for values in kept[:replaced]:
+            if options in values.get(section, {}):
+                values[section] = {k: v for k, v in values[section].items() if k != options}
+    return [Layer(layer.origin, values) for layer, values in zip(layers, kept)]
+
+
 def resolve_distill(layers: Sequence[Layer]) -> Resolved[DistillSettings]:
     """Settings of a central run: defaults < recipe < preset < files < --set < options.
 
@@ -235,7 +256,5 @@ def resolve_distill(layers: Sequence[Layer]) -> Resolved[DistillSettings]:
     """
     method = value_of(layers, "method", "dm")
     dataset = value_of(layers, "data.dataset", "digits")
-    return resolve(
-        DistillSettings,
-        [*recipe_layers(method, origin_of(layers, "method", "the default"), dataset, layers, "distill"), *layers],
-    )
+    below = recipe_layers(method, origin_of(layers, "method", "the default"), dataset, layers, "distill")
+    return resolve(DistillSettings, without_foreign_options([*below, *layers], "distill"))

@@ -10,7 +10,15 @@ from pydantic import Field, field_validator
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.errors import ConfigError
 from ddfed.registry import registry
-from ddfed.settings import DataSettings, PartSettings, RunSettings, Settings, origin_of, value_of
+from ddfed.settings import (
+    DataSettings,
+    PartSettings,
+    RunSettings,
+    Settings,
+    origin_of,
+    value_of,
+    without_foreign_options,
+)
 from ddfed_federated.codecs import codec_name
 
 
@@ -115,7 +123,7 @@ def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
         for preset in method.presets
         if preset.fits(dataset, ipc)
     ]
-    resolved = resolve(SimulateSettings, [*below, *layers])
+    resolved = resolve(SimulateSettings, without_foreign_options([*below, *layers], "distill"))
     _check(resolved.settings)
     return resolved
 

@@ -56,3 +56,21 @@ def test_more_best_epochs_than_epochs_are_refused():
 def test_a_pruning_must_name_a_set_and_a_budget():
     with pytest.raises(ConfigError, match=r"(?s)'artifact' is not given.*'ipc' is not given"):
         resolve_prune([])
+
+
+def test_options_of_a_part_do_not_outlive_it():
+    """Bug: `--method idm --set distill.store=pixels` was refused for IDM's `factor`, which nobody had typed."""
+    idm = resolve_distill([Layer("user", {"method": "idm"})]).settings.distill
+    assert idm.store_options == {"factor": 2} and "ce_weight" in idm.objective_options
+    plain = resolve_distill([Layer("user", {"method": "idm", "distill": {"store": "pixels"}})]).settings.distill
+    assert plain.store_options == {} and plain.objective_options == idm.objective_options
+    same = resolve_distill([Layer("user", {"method": "idm", "distill": {"store": "multi-formation"}})]).settings
+    assert same.distill.store_options == {"factor": 2}
+
+
+def test_options_given_with_or_after_a_new_part_are_kept():
+    layers = [
+        Layer("file", {"method": "idm", "distill": {"pool": "RT", "pool_options": {"length": 7}}}),
+        Layer("--set", {"distill": {"pool_options": {"steps": 2}}}),
+    ]
+    assert resolve_distill(layers).settings.distill.pool_options == {"length": 7, "steps": 2}
