@@ -93,7 +93,7 @@ def check_distill(settings: DistillSettings) -> None:
     if parts.init != "noise" and not parts.top_up:
         held = PlainGate(task.train).held(parts.min_count)
         store = empty_store(parts, task.info, held)
-        check_budget(task.train, store.items // max(1, len(held)) * store.seeds_per_item, held)
+        check_budget(task.train, store.items // max(1, len(held)) * store.seeds_per_item, held, parts.ipc)
 
 
 class _Recorder:

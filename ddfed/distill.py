@@ -349,7 +349,13 @@ def _initialise(
     selector = registry().load("selector", parts.init, "distill.init")
     data = gate.raw(f"initialisation by {parts.init}")
     rows = select_rows(
-        data, selector, per_class * store.seeds_per_item, context, parts.init_options, top_up=parts.top_up
+        data,
+        selector,
+        per_class * store.seeds_per_item,
+        context,
+        parts.init_options,
+        top_up=parts.top_up,
+        ipc=parts.ipc,
     )
     store.fill(data.batch(rows).inputs.view(shape), context.streams.child("store"))
 

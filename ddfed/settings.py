@@ -75,7 +75,7 @@ class PartSettings(Settings):
     init_options: dict[str, Any] = Field(
         default_factory=dict, description="of the selector: train_steps, direction, ... (a wrong name lists them)"
     )
-    store: str = Field("pixels", description="parametrisation: pixels, multi-formation, mirrored")
+    store: str = Field("pixels", description="parametrisation: pixels, multi-formation, mirrored, dct, field, ...")
     store_options: dict[str, Any] = Field(default_factory=dict, description="options of the store, below")
     labels: str = Field("hard", description="label store: hard, logits (learned), teacher, ...")
     labels_options: dict[str, Any] = Field(default_factory=dict, description="options of the label store, below")
@@ -92,7 +92,7 @@ class PartSettings(Settings):
     lr: float = Field(1.0, gt=0, description="step size of the stored values")
     momentum: float = Field(0.5, ge=0, lt=1, description="SGD momentum; Adam's beta1 is 0.9")
     label_lr: float = Field(1.0, gt=0, description="step size of learned labels")
-    clamp: bool = Field(False, description="keep stored values in the natural range after every step")
+    clamp: bool = Field(False, description="keep stored values in their natural range, where the store has one")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of an average of the stored values that is released instead")
     min_count: int = Field(1, ge=1, description="classes with fewer real rows are left out")
     top_up: bool = Field(False, description="draw with replacement where a class has fewer rows than asked")

@@ -78,8 +78,14 @@ def _options(function: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def check_budget(data: RealData, per_class: int, classes: Sequence[int]) -> None:
+def check_budget(data: RealData, per_class: int, classes: Sequence[int], ipc: int | None = None) -> None:
     """Refuse a budget that a class cannot give.
+
+    Args:
+        data: the records.
+        per_class: real items needed of each class.
+        classes: classes that must give them.
+        ipc: the budget they are for, where a parametrisation starts from more or fewer items than that.
 
     Raises:
         BudgetError: names the smallest class and the ways out.
@@ -87,9 +93,11 @@ def check_budget(data: RealData, per_class: int, classes: Sequence[int]) -> None
     short = {c: len(data.class_index[c]) for c in classes if len(data.class_index[c]) < per_class}
     if short:
         c, held = min(short.items(), key=lambda entry: entry[1])
+        fits = held if ipc is None else ipc * held // per_class
+        lower = f"Lower ipc to {fits} or less, start" if fits else "Start"
         raise BudgetError(
             f"{per_class} real items per class are needed, but class {data.info.classes[c]!r} has {held}. "
-            f"Lower ipc to {held} or less, start from noise (--set distill.init=noise), or allow repeats "
+            f"{lower} from noise (--set distill.init=noise), or allow repeats "
             f"(--set distill.top_up=true)."
         )
 
@@ -102,6 +110,7 @@ def select_rows(
     options: Mapping[str, Any] | None = None,
     *,
     top_up: bool,
+    ipc: int | None = None,
 ) -> Tensor:
     """Rows of ``data`` chosen for each of ``ctx.classes``, class after class, (classes * per_class,).
 
@@ -112,6 +121,7 @@ def select_rows(
         ctx: networks, classes and streams; evidence is gathered through its gate.
         options: of the selector.
         top_up: repeat rows (at random) where a class has fewer than ``per_class``.
+        ipc: the budget, for the message when it cannot be had.
 
     Raises:
         BudgetError: a class has fewer rows than asked and ``top_up`` is off.
@@ -120,7 +130,7 @@ def select_rows(
     """
     gathering, choosing = selector.settle(options or {})
     if not top_up:
-        check_budget(data, per_class, ctx.classes)
+        check_budget(data, per_class, ctx.classes, ipc)
     evidence = selector.gather(data, ctx, **gathering)
     chosen = []
     for c in ctx.classes:

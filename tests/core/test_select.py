@@ -28,6 +28,7 @@ from ddfed.select import (
     KMEANS,
     RANDOM,
     Selector,
+    check_budget,
     choose_by_difficulty,
     choose_from_bins,
     choose_herding,
@@ -435,3 +436,12 @@ def test_every_bin_gives_its_share():
 
 def test_a_class_smaller_than_the_bins_gives_all_it_has():
     assert sorted(choose_from_bins(points(4), 4, generator(), bins=10).tolist()) == [0, 1, 2, 3]
+
+
+def test_a_budget_that_needs_several_items_for_one_names_the_budget_that_fits():
+    """Bug: auto-palette at ipc 50 wants 350 rows of a class of 139, and was told to lower ipc to 139."""
+    data = twin_task(per_class=139).train
+    with pytest.raises(BudgetError, match="350 real items.*has 139. Lower ipc to 19 or less, start"):
+        check_budget(data, 350, (0, 1), ipc=50)
+    with pytest.raises(BudgetError, match="has 139. Start from noise"):
+        check_budget(data, 140, (0, 1), ipc=1)
