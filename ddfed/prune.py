@@ -5,7 +5,7 @@ keep the items of low logit-based prediction error, the same number of each clas
 
 Raw logits grow with a network's certainty, so of the very few the low error is that of doubtful items: with one digit
 left of ten, rule ``yoco`` does worse than pruning at random and ``el2n`` better; with five of ten it is the other way
-round (tests/end_to_end/test_selection.py). Hold both against ``random``.
+round (tests/end_to_end/test_selection_methods.py). Hold both against ``random``.
 """
 
 from __future__ import annotations
