@@ -23,7 +23,7 @@ from ddfed.registry import manager, registry
 from ddfed.runs import RunFolder
 from ddfed.seeds import Streams
 from ddfed.select import check_budget
-from ddfed.settings import DataSettings, DistillSettings, PartSettings
+from ddfed.settings import DataSettings, DistillSettings, EvaluateSettings, PartSettings
 
 
 @dataclass
@@ -131,26 +131,58 @@ def run_distill(
     syn = _distilled(settings, folder, watching, domain, task, device, resume)
     syn.save(folder.path)
     distilled_s = time.perf_counter() - begun
-    rows = evaluate(
-        syn,
-        task,
-        domain,
-        name=settings.method,
-        networks=settings.evaluate.networks,
-        protocol=settings.evaluate.protocol,
-        epochs=settings.evaluate.epochs,
-        repeats=settings.evaluate.repeats,
-        baselines=settings.evaluate.baselines,
-        teacher_steps=settings.evaluate.teacher_steps,
-        streams=Streams(run.seed).child("evaluate"),
-        device=device,
-        report=watching.training,
-    )
+    rows = judged(syn, task, domain, settings.evaluate, settings.method, run.seed, device, watching)
     for row in rows:
         folder.event("evaluation", **row.to_json())
     summary = _summary(settings, folder, task, syn, rows, distilled_s, threads, device)
     folder.write_summary(summary)
     return summary
+
+
+def judged(
+    syn: SyntheticSet,
+    task: Task,
+    domain: Domain,
+    how: EvaluateSettings,
+    name: str,
+    seed: int,
+    device: torch.device,
+    watching: Watching,
+) -> list[Measurement]:
+    """The table of a set as a run's settings ask for it; see `ddfed.evaluate.evaluate`."""
+    return evaluate(
+        syn,
+        task,
+        domain,
+        name=name,
+        networks=how.networks,
+        protocol=how.protocol,
+        epochs=how.epochs,
+        repeats=how.repeats,
+        baselines=how.baselines,
+        teacher_steps=how.teacher_steps,
+        streams=Streams(seed).child("evaluate"),
+        device=device,
+        report=watching.training,
+    )
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """What a summary says of the data."""
+    info = task.info
+    return {
+        "domain": info.domain,
+        "dataset": info.dataset,
+        "classes": list(info.classes),
+        "train": len(task.train),
+        "test": len(task.test),
+        "source": info.source,
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a summary says of the programs."""
+    return {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _distilled(
@@ -203,14 +235,7 @@ def _summary(
     return {
         "kind": "central",
         "status": "finished",
-        "task": {
-            "domain": task.info.domain,
-            "dataset": task.info.dataset,
-            "classes": list(task.info.classes),
-            "train": len(task.train),
-            "test": len(task.test),
-            "source": task.info.source,
-        },
+        "task": task_facts(task),
         "method": settings.method,
         "title": recipe.title,
         "citation": recipe.citation,
@@ -226,5 +251,5 @@ def _summary(
         "privacy": dict(syn.privacy),
         "seconds": {"distil": round(distilled_s, 2), "evaluate": round(sum(r.seconds for r in rows), 2)},
         "machine": {"threads": threads, "device": str(device)},
-        "versions": {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }

@@ -10,7 +10,6 @@ round (tests/end_to_end/test_selection_methods.py). Hold both against ``random``
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,18 +20,18 @@ from torch import Tensor
 
 import ddfed
 from ddfed.artifact import SyntheticSet
-from ddfed.central import Watching, load_task
+from ddfed.central import Watching, judged, load_task, task_facts, versions
 from ddfed.data import Task
 from ddfed.devices import resolve_device, set_threads
 from ddfed.domain import Domain
 from ddfed.errors import BudgetError, ConfigError, DivergedError, one_of
-from ddfed.evaluate import Measurement, Protocol, evaluate, train
+from ddfed.evaluate import Measurement, Protocol, train
 from ddfed.evaluate.table import check_fits
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.seeds import Streams, isolated
 from ddfed.select import prediction_error
-from ddfed.settings import PruneSettings, ScoreSettings
+from ddfed.settings import EvaluateSettings, PruneSettings, ScoreSettings
 
 CITATION = "He, Xiao and Zhou, You Only Condense Once: Two Rules for Pruning Condensed Datasets, NeurIPS 2023"
 DEPARTURES = (
@@ -262,43 +261,18 @@ def run_prune(settings: PruneSettings, folder: RunFolder, watching: Watching | N
     syn = pruned(settings.rule).with_provenance(ddfed=ddfed.__version__)
     syn.save(folder.path)
     seconds = time.perf_counter() - begun
-    rows = _judged(settings, syn, settings.rule, task, domain, device, watching, settings.evaluate.baselines)
+
+    def judge(subject: SyntheticSet, rule: str, how: EvaluateSettings) -> list[Measurement]:
+        return judged(subject, task, domain, how, _subject(subject, rule), settings.run.seed, device, watching)
+
+    rows = judge(syn, settings.rule, settings.evaluate)
     if settings.rule != "random":
-        control = _judged(settings, pruned("random"), "random", task, domain, device, watching, ())
-        rows[1:1] = control
+        rows[1:1] = judge(pruned("random"), "random", settings.evaluate.model_copy(update={"baselines": ()}))
     for row in rows:
         folder.event("evaluation", **row.to_json())
     summary = _summary(settings, parent, syn, task, rows, seconds, threads, device)
     folder.write_summary(summary)
     return summary
-
-
-def _judged(
-    settings: PruneSettings,
-    syn: SyntheticSet,
-    rule: str,
-    task: Task,
-    domain: Domain,
-    device: torch.device,
-    watching: Watching,
-    baselines: tuple[str, ...],
-) -> list[Measurement]:
-    how = settings.evaluate
-    return evaluate(
-        syn,
-        task,
-        domain,
-        name=_subject(syn, rule),
-        networks=how.networks,
-        protocol=how.protocol,
-        epochs=how.epochs,
-        repeats=how.repeats,
-        baselines=baselines,
-        teacher_steps=how.teacher_steps,
-        streams=Streams(settings.run.seed).child("evaluate"),
-        device=device,
-        report=watching.training,
-    )
 
 
 def _subject(syn: SyntheticSet, rule: str) -> str:
@@ -319,14 +293,7 @@ def _summary(
     return {
         "kind": "pruned",
         "status": "finished",
-        "task": {
-            "domain": task.info.domain,
-            "dataset": task.info.dataset,
-            "classes": list(task.info.classes),
-            "train": len(task.train),
-            "test": len(task.test),
-            "source": task.info.source,
-        },
+        "task": task_facts(task),
         "method": _subject(syn, settings.rule),
         "title": f"{len(syn)} of {len(parent)} items, nothing distilled again",
         "citation": CITATION,
@@ -343,7 +310,7 @@ def _summary(
         "privacy": dict(syn.privacy),
         "seconds": {"prune": round(seconds, 2), "evaluate": round(sum(r.seconds for r in rows), 2)},
         "machine": {"threads": threads, "device": str(device)},
-        "versions": {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-import ddfed
 from ddfed.artifact import SyntheticSet
-from ddfed.central import check_parts
+from ddfed.central import check_parts, task_facts, versions
 from ddfed.data import Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
@@ -175,14 +173,7 @@ class _Run:
         summary = {
             "kind": "federated",
             "status": "finished",
-            "task": {
-                "domain": self.task.info.domain,
-                "dataset": self.task.info.dataset,
-                "classes": list(self.task.info.classes),
-                "train": len(self.task.train),
-                "test": len(self.task.test),
-                "source": self.task.info.source,
-            },
+            "task": task_facts(self.task),
             "seed": self.settings.run.seed,
             "settings": self.settings.model_dump(mode="json"),
             "partition": {
@@ -196,7 +187,7 @@ class _Run:
             "artifact": artifact.content_hash if artifact is not None else None,
             "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
             "seconds": round(seconds, 2),
-            "versions": {"ddfed": ddfed.__version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
         }
         self.folder.write_summary(summary)
         return summary
