@@ -94,7 +94,7 @@ def check_budget(data: RealData, per_class: int, classes: Sequence[int], ipc: in
     if short:
         c, held = min(short.items(), key=lambda entry: entry[1])
         fits = held if ipc is None else ipc * held // per_class
-        lower = f"Lower ipc to {fits} or less, start" if fits else "Start"
+        lower = f"Lower ipc to {fits} or less, start" if fits else f"Not even ipc 1 fits (ipc is {ipc}): start"
         raise BudgetError(
             f"{per_class} real items per class are needed, but class {data.info.classes[c]!r} has {held}. "
             f"{lower} from noise (--set distill.init=noise), or allow repeats "

@@ -443,5 +443,5 @@ def test_a_budget_that_needs_several_items_for_one_names_the_budget_that_fits():
     data = twin_task(per_class=139).train
     with pytest.raises(BudgetError, match="350 real items.*has 139. Lower ipc to 19 or less, start"):
         check_budget(data, 350, (0, 1), ipc=50)
-    with pytest.raises(BudgetError, match="has 139. Start from noise"):
+    with pytest.raises(BudgetError, match="has 139. Not even ipc 1 fits .ipc is 1.: start from noise"):
         check_budget(data, 140, (0, 1), ipc=1)

@@ -321,7 +321,7 @@ def test_terms_share_one_question_to_real_data(terms: dict[str, Any]):
 ROWS = {"mmd", "covariance", "quantile", "hausdorff"}
 
 
-@pytest.mark.parametrize("name", set(TERMS) - {"barycentre"})
+@pytest.mark.parametrize("name", sorted(set(TERMS) - {"barycentre"}))
 def test_a_gate_of_sums_answers_all_terms_that_are_sums(name: str):
     engine, j = MomentMatching(rows=6, terms={name: 1.0}), judgement(gate=SumsOnly(TASK.train))
     if name in ROWS:

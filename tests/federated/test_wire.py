@@ -247,7 +247,7 @@ def test_a_ledger_travels_with_its_release():
         ('[{"mechanism": "none", "query": "q", "parameters": {}, "count": -1}]', "not a list"),
         ('[{"mechanism": ["none"], "query": "q", "parameters": {}, "count": 1}]', "not a list"),
         ('[{"mechanism": "none", "query": "q", "parameters": {"sigma": "x"}, "count": 1}]', "not a list"),
-        (" " * (wire.MAX_LEDGER_CHARACTERS + 1), "characters; 65536 are allowed"),
+        (" " * (wire.MAX_LEDGER_CHARACTERS + 1), "more than the 65536 allowed"),
     ],
 )
 def test_a_ledger_that_is_none_is_refused(text: str, why: str | None):
