@@ -148,7 +148,7 @@ IDM = Recipe(
             (10,),
             source="authors' flags",
         ),
-        laptop(steps=300, objective_options={"rows": 64, "ce_weight": 0.5}),
+        laptop(steps=150, pool_options={"steps": 2}, objective_options={"rows": 64, "ce_weight": 0.5}),
     ),
     published=(
         *_figures(_IDM, "E-dsa", (0.7, 0.1, 0.1), cifar10=(45.6, 58.6, 67.5)),

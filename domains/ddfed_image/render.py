@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ddfed.artifact import SyntheticSet
 
-TILE = 32  # smallest side of a tile, pixels
+TILE = 48  # smallest side of a tile, pixels
 GAP = 2
 NAME_LENGTH = 16
 

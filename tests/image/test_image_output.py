@@ -26,7 +26,7 @@ def test_render_has_a_row_per_class_and_a_tile_per_image(domain, synthetic, tmp_
     syn = synthetic(shape)
     path = domain.render(syn, tmp_path / "deep" / "grid.png")
     picture = np.asarray(Image.open(path))
-    factor = -(-32 // min(shape[1:]))
+    factor = -(-48 // min(shape[1:]))
     high, wide = shape[1] * factor + 2, shape[2] * factor + 2
     assert picture.shape[0] == 3 * high + 2
     left = picture.shape[1] - 2 * wide - 2
@@ -41,7 +41,7 @@ def test_render_has_a_row_per_class_and_a_tile_per_image(domain, synthetic, tmp_
 def test_render_shows_at_most_so_many_per_class(domain, synthetic, tmp_path):
     wide = Image.open(domain.render(synthetic(per_class=5), tmp_path / "a.png")).width
     narrow = Image.open(domain.render(synthetic(per_class=5), tmp_path / "b.png", per_class=2)).width
-    assert wide - narrow == 3 * 34
+    assert wide - narrow == 3 * 50
     with pytest.raises(ConfigError, match="per_class"):
         domain.render(synthetic(), tmp_path / "c.png", per_class=0)
 
