@@ -115,7 +115,8 @@ def distill(
         MemoryExceededError: a step did not fit in memory.
     """
     keep_memory()
-    kit = _assemble(gate, domain, parts, streams, scope, classes, center, start, device or torch.device("cpu"))
+    with memory_advice(f"{scope}: setting up", _less_memory(parts)):
+        kit = _assemble(gate, domain, parts, streams, scope, classes, center, start, device or torch.device("cpu"))
     first = 0
     if checkpointing and checkpointing.resume:
         first = _restore(kit, checkpointing.resume)
@@ -127,7 +128,8 @@ def distill(
         if checkpointing and ((step + 1) % checkpointing.every == 0 or step + 1 == parts.steps):
             checkpointing.save(_snapshot(kit, step + 1))
     kit.outer.release()
-    _teach(kit)
+    with memory_advice(f"{scope}: labels after the last step", _less_memory(parts)):
+        _teach(kit)
     for stored in (*kit.store.params.values(), *kit.labels.params.values()):
         if not bool(torch.isfinite(stored).all()):
             raise DivergedError(

@@ -93,4 +93,6 @@ class SharedBasis(Store):
 
 def _leading(x: Tensor, axis: int, width: int) -> Tensor:
     """The ``width`` leading directions along an axis, orthonormal, (length, width)."""
-    return torch.linalg.svd(x.movedim(axis, 0).flatten(1), full_matrices=True).U[:, :width]
+    # By the Gram matrix, in float64 because it squares the condition: the other side of `x` may have 10^5 columns.
+    flat = x.movedim(axis, 0).flatten(1).double()
+    return torch.linalg.eigh(flat @ flat.T).eigenvectors.flip(1)[:, :width].to(x.dtype)

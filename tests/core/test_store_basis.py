@@ -55,6 +55,14 @@ def test_factors_span_the_basis_along_each_axis(shape: tuple[int, ...], cells: t
     assert torch.allclose(rows, want, atol=1e-5)
 
 
+def test_filling_takes_memory_by_the_axis_and_not_by_its_square_of_rows():
+    """CIFAR-10 at ten items per class asked for 97 GB: all right singular vectors, to drop them."""
+    rows = 60_000
+    store = SharedBasis(info(1, 4, 4), torch.arange(rows), rank=2, share=0.5)
+    store.fill(random(rows, 1, 1, 4, 4))
+    assert torch.allclose(store.params["factor0"].T @ store.params["factor0"], torch.eye(2), atol=1e-5)
+
+
 def test_rows_that_are_of_low_rank_along_the_axes_are_reproduced():
     x = torch.einsum("ncij,ai,bj->ncab", random(5, 2, 3, 2), random(6, 3), random(4, 2))
     store = SharedBasis(info(2, 6, 4), torch.arange(5), rank=5, share=0.5)
