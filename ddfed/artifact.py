@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ class SyntheticSet:
         protocol: name of the evaluation recipe the set was made for.
         provenance: JSON: recipe, settings, seed, data hash, versions, federated rounds ...
         privacy: JSON: ``statement`` and ``events``; from the ledger alone.
-        training: numbers the set asks of its training, such as a learned step size ``{"lr": 0.02}``.
+        training: what the set asks of its training, numbers above 0 or lists of them, such as a learned step size
+            ``{"lr": 0.02}`` or one for every step.
 
     Raises:
         ArtifactError: items and labels do not fit, or what is asked of training is no positive number.
@@ -53,15 +54,16 @@ class SyntheticSet:
     protocol: str
     provenance: Mapping[str, Any] = field(default_factory=dict)
     privacy: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, float] = field(default_factory=dict)
+    training: Mapping[str, float | Sequence[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.labels.classes) != self.store.items:
             raise ArtifactError(f"{self.store.items} items but {len(self.labels.classes)} labels")
         self.labels.check_rows(self.info, self.store.rows_per_item)
         for name, value in self.training.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ArtifactError(f"the set asks for a training with {name} = {value!r}; it must be above 0")
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(one, bool) or not isinstance(one, (int, float)) or not 0 < one < math.inf:
+                    raise ArtifactError(f"the set asks for a training with {name} = {one!r}; it must be above 0")
 
     def __len__(self) -> int:
         return self.store.items

@@ -191,7 +191,8 @@ def _outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, ste
                 f"{scope}: the loss of outer step {step + 1} is {cotangent.loss} (lr {parts.lr}, network "
                 f"{parts.network!r}, store {parts.store!r}). Lower distill.lr, or set distill.clamp = true."
             )
-        kit.outer.step(rows, targets, cotangent)
+        if not cotangent.skip:
+            kit.outer.step(rows, targets, cotangent, step)
         total += cotangent.loss
     return total
 
@@ -226,7 +227,7 @@ class Outer:
     """
 
     def __init__(self, store: Store, labels: LabelStore, parts: PartSettings) -> None:
-        self.store, self.clamp, self.decay = store, parts.clamp, parts.ema
+        self.store, self.clamp, self.decay, self.parts = store, parts.clamp, parts.ema, parts
         groups: list[dict[str, Any]] = [{"params": list(store.params.values()), "lr": parts.lr}]
         if labels.params:
             groups.append({"params": list(labels.params.values()), "lr": parts.label_lr})
@@ -234,22 +235,38 @@ class Outer:
         if parts.optimizer == "sgd":
             self.optimizer = torch.optim.SGD(groups, lr=parts.lr, momentum=parts.momentum)
         else:
-            self.optimizer = torch.optim.Adam(groups, lr=parts.lr)
+            self.optimizer = torch.optim.Adam(groups, lr=parts.lr, betas=parts.betas)
+        for group in self.optimizer.param_groups:
+            group["peak"] = group["lr"]
+        self.usual_norm = 0.0
         self.average = {k: v.detach().clone() for k, v in store.params.items()} if self.decay else {}
         if self.clamp:
             store.constrain()
 
-    def step(self, rows: Tensor, targets: Tensor, cotangent: Cotangent) -> None:
-        """Push the cotangents through decoder and labels, and step."""
+    def step(self, rows: Tensor, targets: Tensor, cotangent: Cotangent, number: int) -> None:
+        """Push the cotangents through decoder and labels, and make outer step ``number`` (0-based)."""
+        if self.parts.schedule == "cosine":
+            low, passed = self.parts.lr_floor, number / self.parts.steps
+            for group in self.optimizer.param_groups:
+                group["lr"] = group["peak"] * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * passed)))
         self.optimizer.zero_grad()
         rows.backward(cotangent.x.to(rows))
         if cotangent.y is not None:
             targets.backward(cotangent.y.to(targets))
+        if self.parts.clip:
+            self._clip()
         self.optimizer.step()
         if self.clamp:
             self.store.constrain()
         for name, mean in self.average.items():
             mean.lerp_(self.store.params[name].detach(), 1 - self.decay)
+
+    def _clip(self) -> None:
+        """Shorten gradients that are longer than ``clip`` times the usual (RaT-BPTT, section 4: decay .9)."""
+        stored = [p for group in self.optimizer.param_groups for p in group["params"]]
+        most = self.parts.clip * self.usual_norm if self.usual_norm else math.inf
+        norm = min(float(torch.nn.utils.clip_grad_norm_(stored, most)), most)
+        self.usual_norm = 0.9 * self.usual_norm + 0.1 * norm if self.usual_norm else norm
 
     def release(self) -> None:
         """Put the averaged values, if any, in place of the last ones."""
@@ -369,6 +386,7 @@ def _snapshot(kit: Kit, step: int) -> dict[str, Any]:
         "labels": {k: v.detach() for k, v in kit.labels.params.items()},
         "optimizer": kit.outer.optimizer.state_dict(),
         "average": kit.outer.average,
+        "usual_norm": kit.outer.usual_norm,
         "pool": kit.pool.state(),
         "sampler": kit.sampler.state(),
         "objective": kit.objective.state(),
@@ -386,6 +404,7 @@ def _restore(kit: Kit, tree: Mapping[str, Any]) -> int:
             tensor.copy_(tree["labels"][name])
     kit.outer.optimizer.load_state_dict(dict(tree["optimizer"]))
     kit.outer.average = {k: v.clone() for k, v in tree["average"].items()}
+    kit.outer.usual_norm = float(tree["usual_norm"])
     kit.pool.load(tree["pool"])
     kit.sampler.load(tree["sampler"])
     kit.objective.load(tree["objective"])

@@ -68,5 +68,5 @@ def ddfed_register(registry: Registry) -> None:
     registry.add("pool", "PW", "ddfed.pool:NoisyPool", summary="early-stage networks with noise on their weights")
     registry.add("pool", "exact", "ddfed.pool:ExactPool", summary="given weights")
     registry.add("pool", "ball", "ddfed.pool:BallPool", summary="weights at a given distance from given ones")
-    for name in ("E-dc", "E-dsa", "E-idc", "E-mtt", "E-krr"):
+    for name in ("E-dc", "E-dsa", "E-idc", "E-mtt", "E-krr", "E-dd", "E-rat"):
         registry.add("protocol", name, f"ddfed.evaluate.protocols:{name.upper().replace('-', '_')}")

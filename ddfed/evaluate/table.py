@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -468,11 +467,9 @@ def _full(syn: SyntheticSet, task: Task, recipe: Recipe, device: torch.device) -
         cut = f"{len(some)} of {len(task.train)} rows, taken from each class in turn"
         note = cut if len(some) < len(task.train) else f"all {len(some)} rows"
         return full_subject(some, device, note), recipe
-    rows = len(syn.decoded()[0])
-    steps = recipe.epochs * math.ceil(rows / recipe.batch)
-    epochs = max(1, round(steps / math.ceil(len(task.train) / recipe.batch)))
-    note = f"{epochs} epochs over all {len(task.train)} rows, about as many steps as on the set"
-    return full_subject(task.train, device, note), replace(recipe, epochs=epochs)
+    full = recipe.on_full_data(len(syn.decoded()[0]), len(task.train))
+    note = f"{full.epochs} epochs over all {len(task.train)} rows, about as many steps as on the set"
+    return full_subject(task.train, device, note), full
 
 
 def check_fits(syn: SyntheticSet, task: Task) -> None:

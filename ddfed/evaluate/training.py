@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -56,24 +57,23 @@ def train(
     """
     if not count:
         raise DataError("there is nothing to train on: the set has no rows")
-    drops, lr = protocol.drop_epochs(), protocol.lr
-    optimizer = _sgd(net, protocol, lr)
+    rebuilt = protocol.drop_epochs() if protocol.rebuilt and protocol.schedule == "drops" else {}
+    optimizer = _optimizer(net, protocol)
     net.train().requires_grad_(True)
     for epoch in range(protocol.epochs):
-        if epoch in drops:
-            lr *= drops[epoch]
-            if protocol.rebuilt:
-                optimizer = _sgd(net, protocol, lr)
-            else:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+        lr = protocol.lr_at(epoch)
+        if epoch in rebuilt:
+            optimizer = _optimizer(net, protocol)
         generator = streams.torch("epoch", epoch)
         last = 0.0
         if replay is None:
-            batches, mixed_axes = _drawn(rows, count, protocol.batch, augmentation, generator), cell_axes
+            batches, mixed_axes = _drawn(rows, count, protocol, augmentation, generator), cell_axes
         else:
             batches, mixed_axes = _replayed(replay, rows, count, augmentation, epoch), ()
-        for x, y in batches:
+        sizes = protocol.lrs[epoch * protocol.blocks :] or repeat(lr)
+        for size, (x, y) in zip(sizes, batches):
+            for group in optimizer.param_groups:
+                group["lr"] = size
             optimizer.zero_grad()
             value = _loss(net, x, y, loss, protocol, mixed_axes, generator)
             value.backward()
@@ -87,10 +87,14 @@ def train(
 
 
 def _drawn(
-    rows: Rows, count: int, batch: int, augmentation: Augmentation | None, generator: torch.Generator
+    rows: Rows, count: int, protocol: Protocol, augmentation: Augmentation | None, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of an epoch: every row once in a random order, each with a draw of its own."""
-    for index in torch.randperm(count, generator=generator).split(batch):
+    """The batches of an epoch: every row once, in a random order or block by block, each with a draw of its own."""
+    if protocol.blocks:
+        order = [torch.arange(block, count, protocol.blocks) for block in range(protocol.blocks)]
+    else:
+        order = list(torch.randperm(count, generator=generator).split(protocol.batch))
+    for index in order:
         x, y = rows(index)
         if augmentation is not None:
             x = augmentation(x, augmentation.draw(len(x), generator, one_op=True), torch.arange(len(x)))
@@ -118,8 +122,12 @@ def _replayed(
         yield x, replay.targets[block].to(y.device)
 
 
-def _sgd(net: Network, protocol: Protocol, lr: float) -> torch.optim.SGD:
-    return torch.optim.SGD(net.parameters(), lr=lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
+def _optimizer(net: Network, protocol: Protocol) -> torch.optim.Optimizer:
+    weights, decay = list(net.parameters()), protocol.weight_decay
+    if protocol.optimizer == "sgd":
+        return torch.optim.SGD(weights, lr=protocol.lr, momentum=protocol.momentum, weight_decay=decay)
+    kind = torch.optim.Adam if protocol.optimizer == "adam" else torch.optim.AdamW
+    return kind(weights, lr=protocol.lr, weight_decay=decay)
 
 
 def _loss(

@@ -29,11 +29,13 @@ class Cotangent:
         x: shape of the decoded rows.
         y: shape of the targets, or None when labels are not learned.
         loss: value for people.
+        skip: the engine refuses to be followed this time; the loop makes no step.
     """
 
     x: Tensor
     y: Tensor | None
     loss: float
+    skip: bool = False
 
     @classmethod
     def of(cls, loss: Tensor, x: Tensor, y: Tensor | None = None) -> Cotangent:
@@ -150,7 +152,7 @@ class Objective(ABC):
     def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Inverse of `state`."""
 
-    def training(self) -> dict[str, float]:
+    def training(self) -> dict[str, float | list[float]]:
         """What the finished set asks of whoever trains on it, such as a learned step size ``{"lr": 0.02}``."""
         return {}
 

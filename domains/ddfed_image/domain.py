@@ -44,7 +44,7 @@ class ImageDomain(Domain):
 
     name = "image"
     models = models.MODELS
-    augmentations = ("none", "dsa", "idc", "idc-match", "idc-train", "dc-eval", "dc-eval-bn")
+    augmentations = ("none", "dsa", "idc", "idc-match", "idc-train", "flip-rotate", "dc-eval", "dc-eval-bn")
     export_formats = ("png", "parquet")
 
     def load(self, dataset: str, root: Path | None, options: Mapping[str, Any]) -> Task:
@@ -98,8 +98,9 @@ class ImageDomain(Domain):
             "idc": every,
             "idc-match": ["color", "crop", "cutout"],
             "idc-train": [op for op in every if op != "cutout"],
+            "flip-rotate": [op for op in every if op in ("flip", "rotate")],
         }[name]
-        return augment.DSA("_".join(listed)) if name == "dsa" else augment.IDCMix("_".join(listed))
+        return augment.DSA("_".join(listed)) if name in ("dsa", "flip-rotate") else augment.IDCMix("_".join(listed))
 
     def render(self, syn: SyntheticSet, path: Path, per_class: int = 10) -> Path:
         from ddfed_image.render import grid

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData
-from ddfed.distill import Checkpointing, StepEvent, distill
+from ddfed.distill import Checkpointing, Outer, StepEvent, distill
 from ddfed.errors import (
     BudgetError,
     ConfigError,
@@ -23,10 +25,11 @@ from ddfed.errors import (
 from ddfed.files import read_state, write_state
 from ddfed.gate import PlainGate
 from ddfed.hookspecs import hookimpl
-from ddfed.match import MeanMatching
+from ddfed.match import Cotangent, MeanMatching
 from ddfed.registry import manager
 from ddfed.seeds import Streams
 from ddfed.settings import PartSettings
+from ddfed.store import HardLabels, Pixels
 from ddfed.testing import TwinDomain, twin_task
 
 TASK = twin_task()
@@ -73,6 +76,7 @@ CASES: dict[str, dict[str, Any]] = {
     "idm, Q": IDM,
     "averaged": {"ema": 0.7},
     "adam": {"optimizer": "adam", "lr": 0.05},
+    "falling and clipped": {"optimizer": "adam", "lr": 0.05, "betas": (0.5, 0.9), "schedule": "cosine", "clip": 1.1},
     "learned logits": {"labels": "logits", "pool": "Q", "pool_options": IDM["pool_options"], "label_lr": 0.1,
                        "objective_options": {"rows": 8, "ce_weight": 0.1}, "lr": 0.01},
     "learned logits, adam": {"labels": "logits", "optimizer": "adam", "lr": 0.05, "pool": "RS"},
@@ -267,6 +271,51 @@ def test_the_outer_step_is_sgd_with_momentum_on_the_decoded_cotangent(watcher: W
         assert float(step.abs().max()) > 0
     first = made(lr=0.3, momentum=0.0, steps=1).store.params["x"]
     assert torch.allclose(first, path[1])
+
+
+def test_step_sizes_fall_by_the_cosine_to_their_floor():
+    """Seen in the steps themselves: a sum of features has the same gradient wherever the rows are."""
+    outer = Outer(*_parts(schedule="cosine", lr_floor=0.1, lr=2.0, momentum=0.0, steps=4))
+    sizes = []
+    for number in range(4):
+        _follow(outer, torch.ones(1, 4), number)
+        sizes.append(outer.optimizer.param_groups[0]["lr"])
+    want = [2.0 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * n / 4))) for n in range(4)]
+    assert sizes == pytest.approx(want)
+    assert outer.store.params["x"].detach().flatten().tolist() == pytest.approx([-sum(want)] * 4)
+
+
+def test_gradients_longer_than_usual_are_shortened():
+    outer = Outer(*_parts(clip=2.0, lr=1.0, momentum=0.0))
+    for length, moved, usual in ((1.0, 1.0, 1.0), (1.5, 1.5, 1.05), (100.0, 2.1, 1.155), (1.0, 1.0, 1.1395)):
+        before = outer.store.params["x"].detach().clone()
+        _follow(outer, torch.full((1, 4), length / 2), 0)
+        assert float((outer.store.params["x"].detach() - before).norm()) == pytest.approx(moved, rel=1e-4)
+        assert outer.usual_norm == pytest.approx(usual, rel=1e-4)
+
+
+def test_a_step_that_the_engine_refuses_is_not_made(monkeypatch: pytest.MonkeyPatch):
+    class Refusing(MeanMatching):
+        def __call__(self, judgement: Any) -> Any:
+            found = super().__call__(judgement)
+            return replace(found, skip=judgement.step >= 2)
+
+    monkeypatch.setattr("ddfed.match.MeanMatching", Refusing)
+    refused, short = made(steps=6), made(steps=2)
+    assert torch.equal(refused.store.params["x"], short.store.params["x"])
+    monkeypatch.undo()
+    assert not torch.equal(made(steps=6).store.params["x"], short.store.params["x"])
+
+
+def _parts(**parts: Any):
+    info = replace(TASK.info, shape=(1, 4))
+    store = Pixels(info, torch.tensor([0]))
+    return store, HardLabels(store.classes, info.num_classes), PartSettings(**parts)
+
+
+def _follow(outer: Outer, gradient: torch.Tensor, number: int) -> None:
+    rows, _ = outer.store.decode(torch.tensor([0]))
+    outer.step(rows, torch.tensor([0]), Cotangent(gradient.view_as(rows), None, 0.0), number)
 
 
 def test_learned_labels_move_only_when_a_term_looks_at_them():

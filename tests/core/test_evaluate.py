@@ -18,7 +18,7 @@ from ddfed.distill import distill
 from ddfed.domain import Network
 from ddfed.errors import ArtifactError, ConfigError, DataError, DivergedError, UnknownNameError
 from ddfed.evaluate import Bench, Measurement, Protocol, accuracy, calibration_error, evaluate, quality, train
-from ddfed.evaluate.protocols import E_DC, E_DSA, E_IDC, E_KRR, E_MTT
+from ddfed.evaluate.protocols import E_DC, E_DD, E_DSA, E_IDC, E_KRR, E_MTT, E_RAT
 from ddfed.evaluate.ridge import KernelRegression, ntk, ridge_weights
 from ddfed.evaluate.table import _full, check_fits, random_subject, synthetic_subject
 from ddfed.evaluate.training import cutmix
@@ -101,6 +101,50 @@ def test_momentum_is_lost_at_a_fall_exactly_when_the_optimiser_is_rebuilt(rebuil
         weight -= lr * speed
     net = train(Slope(), one_row, 1, itself, protocol, None, Streams(0))
     assert float(net.weight.detach()) == pytest.approx(weight, rel=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("half-cosine", 0.5)])
+def test_step_sizes_fall_by_the_cosine(schedule: Any, end: float):
+    protocol = Protocol("p", 200, lr=0.1, momentum=0.0, weight_decay=0.0, schedule=schedule)
+    net = train(Slope(), one_row, 1, itself, protocol, None, Streams(0))
+    part = (1.0 if schedule == "cosine" else 0.5) / 200
+    moved = sum(0.1 * 0.5 * (1 + math.cos(math.pi * e * part)) for e in range(200))
+    assert float(net.weight.detach()) == pytest.approx(-moved, rel=1e-4)
+    assert protocol.lr_at(200) == pytest.approx(0.1 * end, abs=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_other_optimisers_are_those_of_torch(optimizer: Any):
+    protocol = Protocol("p", 5, lr=0.1, weight_decay=0.3, drops=(), optimizer=optimizer)
+    net, twin = train(Slope(), one_row, 1, itself, protocol, None, Streams(0)), Slope()
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+    theirs = kind(twin.parameters(), lr=0.1, weight_decay=0.3)
+    for _ in range(5):
+        twin.weight.grad = torch.ones(())
+        theirs.step()
+    assert torch.allclose(net.weight, twin.weight)
+
+
+def test_learned_steps_are_made_in_their_order_on_their_blocks():
+    seen: list[list[int]] = []
+
+    def rows(index: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(index.tolist())
+        return one_row(index)
+
+    protocol = E_DD.for_set({"lrs": [0.1, 0.2, 0.4, 0.8, 1.6], "blocks": 2})
+    net = train(Slope(), rows, 5, itself, protocol, None, Streams(0))
+    assert seen == [[0, 2, 4], [1, 3]] * 2 + [[0, 2, 4]] and protocol.name == "E-dd (5 steps)"
+    assert float(net.weight.detach()) == pytest.approx(-3.1)
+    assert protocol.with_epochs(50) is protocol
+    full = protocol.on_full_data(5, 1000)
+    assert (full.epochs, full.lr, full.lrs, full.blocks) == (1, pytest.approx(0.62), (), 0)
+
+
+def test_learned_steps_are_asked_for():
+    with pytest.raises(ConfigError, match="this set carries none .*such as dd"):
+        E_DD.for_set({"lr": 0.1})
+    assert (E_RAT.optimizer, E_RAT.lr, E_RAT.drops) == ("adam", 1e-3, ())
 
 
 def test_weight_decay_is_on_all_parameters():
