@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,9 +131,20 @@ def run_distill(
     syn = _distilled(settings, folder, watching, domain, task, device, resume)
     syn.save(folder.path)
     distilled_s = time.perf_counter() - begun
-    rows = judged(syn, task, domain, settings.evaluate, settings.method, run.seed, device, watching)
-    for row in rows:
-        folder.event("evaluation", **row.to_json())
+    # A stopped evaluation goes on at the row where it was.
+    known = [Measurement.from_json(row) for row in _measured(folder)] if resume else []
+    rows = judged(
+        syn,
+        task,
+        domain,
+        settings.evaluate,
+        settings.method,
+        run.seed,
+        device,
+        watching,
+        known,
+        lambda row: folder.event("evaluation", **row.to_json()),
+    )
     summary = _summary(settings, folder, task, syn, rows, distilled_s, threads, device)
     folder.write_summary(summary)
     return summary
@@ -148,6 +159,8 @@ def judged(
     seed: int,
     device: torch.device,
     watching: Watching,
+    known: Sequence[Measurement] = (),
+    on_row: Callable[[Measurement], None] = lambda row: None,
 ) -> list[Measurement]:
     """The table of a set as a run's settings ask for it; see `ddfed.evaluate.evaluate`."""
     return evaluate(
@@ -164,7 +177,15 @@ def judged(
         streams=Streams(seed).child("evaluate"),
         device=device,
         report=watching.training,
+        known=known,
+        on_row=on_row,
     )
+
+
+def _measured(folder: RunFolder) -> list[dict[str, Any]]:
+    """The rows of the table that a stopped run had finished."""
+    found = [event for event in folder.events() if event["kind"] == "evaluation"]
+    return [{key: value for key, value in row.items() if key != "kind"} for row in found]
 
 
 def task_facts(task: Task) -> dict[str, Any]:
@@ -198,7 +219,10 @@ def _distilled(
     saved = folder.load_checkpoint() if resume and folder.has_checkpoint else None
     if resume:
         done = saved["step"] if saved else 0
-        folder.truncate_events(lambda e: e["kind"] == "step" and e["step"] <= done)
+        finished = done == settings.distill.steps
+        folder.truncate_events(
+            lambda e: (e["kind"] == "step" and e["step"] <= done) or (e["kind"] == "evaluation" and finished)
+        )
     recorder = _Recorder(folder, watching)
     manager().register(recorder)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,20 +69,25 @@ class Comparison:
             for line in self.lines
         ]
 
+    def _titles(self) -> list[str]:
+        """For figures: the run is said only where there are several."""
+        several = len({line.run for line in self.lines}) > 1
+        return [f"{line.method} · {line.run}" if several else line.method for line in self.lines]
+
     def figures(self) -> dict[str, str]:
         """Title -> SVG."""
         found = {
             "Accuracy": bars(
                 {
-                    f"{line.method} · {line.run}": (100 * line.mean, None if line.std is None else 100 * line.std)
-                    for line in self.lines
+                    title: (100 * line.mean, None if line.std is None else 100 * line.std)
+                    for title, line in zip(self._titles(), self.lines)
                 },
                 "test accuracy (%), mean ± std",
             )
         }
         series = {
-            f"{line.method} · {line.run}": (list(range(1, len(line.curve) + 1)), [100 * a for a in line.curve])
-            for line in self.lines
+            title: (list(range(1, len(line.curve) + 1)), [100 * a for a in line.curve])
+            for title, line in zip(self._titles(), self.lines)
             if line.curve
         }
         if series:
@@ -100,7 +106,11 @@ def compared(summaries: Sequence[Mapping[str, Any]]) -> Comparison:
     """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for summary in summaries:
-        groups.setdefault(_key(summary), []).append(summary)
+        group = groups.setdefault(_key(summary), [])
+        if any(other["seed"] == summary["seed"] for other in group):
+            warnings.warn(f"two runs have equal settings and seed {summary['seed']}; one counts", stacklevel=2)
+        else:
+            group.append(summary)
     lines: list[Line] = []
     for group, differing in zip(groups.values(), _differences([group[0] for group in groups.values()])):
         name = ", ".join([_name(group[0]), *differing])
@@ -132,9 +142,13 @@ def _differences(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         keys = dict.fromkeys(key for settings in mine for key in settings)
         odd[kind] = [key for key in keys if len({json.dumps(settings.get(key)) for settings in mine}) > 1]
     return [
-        [f"{key.rpartition('.')[2]}={settings[key]}" for key in odd[run["kind"]] if key in settings]
+        [f"{key.rpartition('.')[2]}={_plainly(settings[key])}" for key in odd[run["kind"]] if key in settings]
         for run, settings in zip(runs, flat)
     ]
+
+
+def _plainly(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
 def _key(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import difflib
 import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, Union, get_args, get_origin
@@ -146,6 +146,56 @@ def to_toml(settings: BaseModel) -> str:
     return tomli_w.dumps(_for_toml(settings, settings.model_dump(mode="json"), ""))
 
 
+def to_template(resolved: Resolved[Any], chosen: Callable[[str], bool] = lambda origin: origin != DEFAULT) -> str:
+    """A settings file to change: every setting below its description, and in a comment unless somebody chose it.
+
+    What stands in comments still follows the method and the data set, so the file says no more than was decided.
+
+    Args:
+        resolved: the settings.
+        chosen: whether a value of this origin was somebody's choice.
+    """
+
+    def lines(model: BaseModel, dumped: Mapping[str, Any], path: str) -> Iterator[str]:
+        sections: list[tuple[str, BaseModel]] = []
+        for name, info in type(model).model_fields.items():
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                sections.append((name, value))
+                continue
+            yield from [f"# {info.description}"] if info.description else []
+            for key, plain in _dotted(name, dumped[name]):
+                mark = "" if chosen(resolved.origins.get(f"{path}{key}", DEFAULT)) else "# "
+                text = '"none"' if plain is None and _empties(info.annotation) else _toml_value(plain)
+                yield f"{mark}{key} = {text}"
+        for name, section in sections:
+            yield ""
+            yield f"[{path}{name}]"
+            yield from lines(section, dumped[name], f"{path}{name}.")
+
+    settings = resolved.settings
+    return "\n".join(lines(settings, settings.model_dump(mode="json"), "")) + "\n"
+
+
+def _dotted(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _dotted(f"{key}.{name}", inner)
+    else:
+        yield key, value
+
+
+def _toml_value(value: Any) -> str:
+    """One value on one line; three dots where there is nothing to write."""
+    if value is None:
+        return '"..."'
+    if isinstance(value, Mapping):
+        return "{}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return tomli_w.dumps({"v": value}).partition(" = ")[2].strip()
+
+
 # --- TOML ---------------------------------------------------------------------------------------------------
 
 
@@ -240,6 +290,10 @@ def _all_keys(model: type[BaseModel], path: str = "") -> Iterator[str]:
         inner = _section(info.annotation)
         if inner is None:
             yield f"{path}{name}"
+            # A free-form table may say what it commonly holds, so that hints can name it.
+            extra = info.json_schema_extra
+            common = extra.get("common", ()) if isinstance(extra, dict) else ()
+            yield from (f"{path}{name}.{key}" for key in common)  # type: ignore[union-attr]
         else:
             yield from _all_keys(inner, f"{path}{name}.")
 
@@ -289,9 +343,9 @@ def _unknown_key(key: str, origin: str, model: type[BaseModel], root: type[BaseM
     path, _, name = key.rpartition(".")
     siblings = list(model.model_fields)
     everywhere = list(_all_keys(root))
-    near = [f"{path}.{s}" if path else s for s in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)]
-    # The right name in the wrong section is the commonest slip after a typing error.
-    near += [k for k in everywhere if k.rpartition(".")[2] == name]
+    # The right name in the wrong section is the commonest slip, so it comes before names that look alike.
+    near = [k for k in everywhere if k.rpartition(".")[2] == name]
+    near += [f"{path}.{s}" if path else s for s in difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)]
     near += difflib.get_close_matches(key, everywhere, n=1, cutoff=0.6)
     last = {k.rpartition(".")[2]: k for k in reversed(everywhere)}
     near += [last[n] for n in difflib.get_close_matches(name, last, n=1, cutoff=0.7)]
@@ -307,7 +361,8 @@ def _without_nones(model: type[BaseModel], values: Mapping[str, Any]) -> dict[st
         annotation = model.model_fields[name].annotation
         inner = _section(annotation)
         if inner and isinstance(value, Mapping):
-            out[name] = _without_nones(inner, value)
+            # A section in which nothing is set must not become the origin of its defaults.
+            out |= {name: found} if (found := _without_nones(inner, value)) else {}
         else:
             is_none = isinstance(value, str) and value.lower() == "none" and _empties(annotation)
             out[name] = None if is_none else value

@@ -73,11 +73,14 @@ def memory_advice(where: str, advice: str) -> Iterator[None]:
 
 
 def set_threads(count: int) -> int:
-    """Set torch's threads (0: the number of cores) and return what was set; results depend on it.
+    """Set torch's threads and return what was set; results depend on it.
+
+    0 stands for ``OMP_NUM_THREADS`` where that is set, as people on shared machines expect, else for every core.
 
     Called once where a command starts, so it also settles the process's memory (see `keep_memory`).
     """
     keep_memory()
-    chosen = count or os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    chosen = count or (int(asked) if asked.isdigit() else 0) or os.cpu_count() or 1
     torch.set_num_threads(chosen)
     return chosen

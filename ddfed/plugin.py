@@ -34,6 +34,7 @@ def ddfed_register(registry: Registry) -> None:
     registry.add(
         "objective", "moments", "ddfed.match:MomentMatching", summary="a weighted sum of terms on the rows of a class"
     )
+    registry.add("objective", "unroll", "ddfed.match:Unrolling", summary="real loss after a training on the set")
     registry.add("decoder", "pixels", "ddfed.store:Pixels", summary="each item is one row")
     registry.add(
         "decoder", "multi-formation", "ddfed.store:MultiFormation", summary="cells of a canvas, upsampled (IDC, IDM)"

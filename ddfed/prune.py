@@ -224,7 +224,9 @@ def check_prune(settings: PruneSettings) -> None:
     """Find what is wrong with a pruning before a folder is made; raises `DdfedError`."""
     resolve_device(settings.run.device)
     syn = SyntheticSet.load(settings.artifact)
-    check_prunable(syn, settings.ipc, settings.rule, settings.evaluate.protocol)
+    kept = check_prunable(syn, settings.ipc, settings.rule, settings.evaluate.protocol) * len(syn.classes_held)
+    if kept == len(syn):
+        raise ConfigError(f"ipc {settings.ipc} keeps all {kept} items of the set: nothing would be pruned. Lower ipc.")
     domain, task = load_task(settings.data)
     check_fits(syn, task)
     for network in (settings.score.network or domain.default_network(task.info), *settings.evaluate.networks):

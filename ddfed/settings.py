@@ -131,7 +131,7 @@ class RunSettings(Settings):
 
     seed: int = Field(0, description="root of all randomness")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda', 'cuda:1', 'mps'")
-    threads: int = Field(0, ge=0, description="torch threads; 0 for the number of cores")
+    threads: int = Field(0, ge=0, description="torch threads; 0 for OMP_NUM_THREADS, or the number of cores")
     out: Path = Field(Path("runs"), description="where run folders are made")
     name: str = Field("", description="name of the run folder, after its date")
     checkpoint_every: int = Field(100, ge=1, description="outer steps between checkpoints")

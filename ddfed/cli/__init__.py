@@ -30,6 +30,7 @@ COMMANDS = {
     "reproduce": ("ddfed.cli.reproduce:reproduce", "Run a scenario and hold it against its published figure."),
     "sweep": ("ddfed.cli.sweep:sweep", "Make the table of methods by data sets, with time and memory."),
     "prune": ("ddfed.cli.prune:prune", "Keep fewer items of a distilled set, without distilling again."),
+    "experts": ("ddfed.cli.experts:experts", "Make, list and check buffers of networks trained on real data."),
     "export": ("ddfed.cli.export:export", "Write a distilled set in a common format."),
     "methods": ("ddfed.cli.lists:methods", "List the distillation methods, central and federated."),
     "domains": ("ddfed.cli.lists:domains", "List the modalities and whether they are installed."),
@@ -158,7 +159,8 @@ def report(error: BaseException) -> int:
     """Say on stderr what went wrong; returns the exit code."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
-            click.echo("interrupted", err=True)
+            if not getattr(error, "told", False):  # a run has said how to go on
+                click.echo("interrupted", err=True)
             return _INTERRUPTED
         click.echo("error: aborted", err=True)
         return 1

@@ -33,7 +33,7 @@ def config() -> None:
 @config.command()
 @click.option("--for", "command", default="distill", show_default=True, help="The command they belong to.")
 @click.option("--method", "-m", help="Shorthand for --set method=NAME.")
-@click.option("--toml", "as_toml", is_flag=True, help="Print a file that --config takes.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print a file for --config; what you did not choose is in comments.")
 @settings_options
 @json_option
 @click.pass_context
@@ -52,12 +52,13 @@ def show(
     Example:
       ddfed config show --for distill --method dm --set distill.ipc=1
     """
-    from ddfed.config import describe, to_toml
+    from ddfed.config import DEFAULT, describe, to_template
 
     given = layers(config_file, sets, {"--method": ("method", method)})
     resolved = resolver_of(command, ctx)(given)
     if as_toml:
-        click.echo(to_toml(resolved.settings), nl=False)
+        made = ("recipe ", "method ", "preset ")  # follow the method and the data set
+        click.echo(to_template(resolved, lambda origin: origin != DEFAULT and not origin.startswith(made)), nl=False)
         return
     rows = describe(resolved)
     data = [{"key": key, "value": value, "origin": origin} for key, value, origin in rows]

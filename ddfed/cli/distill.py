@@ -69,8 +69,9 @@ def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[st
     with folder, Progress(enabled=not quiet) as progress:
         try:
             summary = run_distill(settings, folder, _watch(progress), resume=resume)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             progress.note(f"interrupted; go on with: ddfed distill --resume {folder.path}")
+            interrupt.told = True  # type: ignore[attr-defined]
             raise
     domain, _ = load_task(settings.data)
     syn = SyntheticSet.load(folder.path)

@@ -17,6 +17,8 @@ from ddfed.registry import KINDS, PLURALS, Component, manager, registry
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+#: Off a terminal lines are cut here, unless the environment says how wide they may be.
+_COLUMNS = int(os.environ["COLUMNS"]) if os.environ.get("COLUMNS", "").isdigit() else 160
 _METHOD_KINDS = {"recipe": "central", "federated": "federated"}
 Row = dict[str, Any]
 
@@ -34,7 +36,7 @@ def list_methods(kind: str | None, as_json: bool) -> None:
     found = [c for c in registry().of_kind(*_METHOD_KINDS) if kind in (None, _METHOD_KINDS[c.kind])]
     columns = ("name", "kind", "family", "needs", "cost", "summary")
     rows = sorted((_method(c) for c in found), key=lambda row: (row["kind"], row["family"], row["name"]))
-    _list(rows, columns, as_json, "methods", width=100)
+    _list(rows, columns, as_json, "methods", width=_COLUMNS)
 
 
 @methods.command("show")

@@ -18,9 +18,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "objective": ("objective", "objective_options"),
     "networks": ("pool", "pool_options", "network"),
     "real rows": ("sampler", "sampler_options"),
-    "outer step": ("optimizer", "lr", "momentum", "steps", "scope", "clamp", "ema"),
+    "outer step": (
+        "optimizer", "lr", "momentum", "betas", "schedule", "lr_floor", "clip", "steps", "scope", "clamp", "ema",
+    ),
     "evaluation": ("protocol",),
-}
+}  # fmt: skip
 #: Parts that a recipe without outer steps never uses.
 UNUSED_WITHOUT_STEPS = ("augmentation", "objective", "networks", "real rows", "outer step")
 UNUSED = "none: the initial items are the result"

@@ -21,7 +21,7 @@ set_option = click.option(
     "sets",
     multiple=True,
     metavar="KEY=VALUE",
-    help="One setting (distill.steps=100); repeatable.",
+    help="One setting (run.threads=1); repeatable.",
 )
 seed_option = click.option("--seed", type=int, help="Root of all randomness.")
 out_option = click.option(
@@ -41,6 +41,9 @@ data_option = click.option(
     help="Folder that holds the data set's files.",
 )
 device_option = click.option("--device", help="auto, cpu, cuda, mps.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), help="Torch threads; 1 where the machine is shared (0: all cores)."
+)
 
 #: Options that mean the same setting wherever they are taken: option -> dotted key.
 SHARED_KEYS = {
@@ -50,6 +53,7 @@ SHARED_KEYS = {
     "--ipc": "distill.ipc",
     "--steps": "distill.steps",
     "--device": "run.device",
+    "--threads": "run.threads",
     "--seed": "run.seed",
     "--out": "run.out",
     "--name": "run.name",
@@ -78,6 +82,7 @@ def experiment_options(ipc: str) -> Callable[[F], F]:
     def add(command: F) -> F:
         for option in (
             resume_option,
+            threads_option,
             device_option,
             click.option("--steps", type=int, help="Outer steps."),
             click.option("--ipc", type=int, help=ipc),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddfed.cli.options import data_option, device_option, resume_option, run_options, shared_flags
+from ddfed.cli.options import data_option, device_option, resume_option, run_options, shared_flags, threads_option
 from ddfed.cli.output import say, table
 from ddfed.cli.running import Making
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--epochs", type=int, help="Overrides the evaluation recipe's epochs; tables say so.")
 @data_option
 @device_option
+@threads_option
 @resume_option
 @run_options
 def prune(
@@ -46,7 +47,8 @@ def prune(
 
     ARTIFACT is a run folder, or a folder that holds card.json and distilled.safetensors. A network is trained on
     the set alone, and of each class the items with the lowest error stay. The table shows the smaller set beside as
-    many random items of the same set.
+    many random items of the same set, and beside the rows of every evaluation: random real items, the same with soft
+    labels, full data.
 
     \b
     Examples:
@@ -55,6 +57,8 @@ def prune(
     """
     if artifact is None and resume is None and config_file is None:
         raise click.UsageError("name the run folder or set that is to be pruned")
+    if ipc is None and resume is None and config_file is None and not any(s.startswith("ipc=") for s in sets):
+        raise click.UsageError("say with --ipc how many items per class are to be left")
     flags: dict[str, tuple[str, Any]] = {
         **shared_flags(shared),  # first: --ipc means another setting here
         "ARTIFACT": ("artifact", None if artifact is None else str(artifact)),

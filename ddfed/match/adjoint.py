@@ -78,13 +78,17 @@ class Student:
             for parameter, value in zip(self.net.parameters(), self.named(weights).values()):
                 parameter.copy_(value)
 
-    def loss(self, weights: Tensor, x: Tensor, y: Tensor, draw: Draw | None = None) -> Tensor:
-        """Mean loss of some rows, differentiable in all that is given."""
+    def losses(self, weights: Tensor, x: Tensor, y: Tensor, draw: Draw | None = None) -> Tensor:
+        """Loss of each row, (rows,), differentiable in all that is given."""
         if draw is not None and self.augmentation is not None:
             x = self.augmentation(x, draw, torch.arange(len(x)))
         # Copies, so that batch norms of a student leave those of the network alone.
         buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        return self.row_loss(functional_call(self.net, {**self.named(weights), **buffers}, (x,)), y).mean()
+        return self.row_loss(functional_call(self.net, {**self.named(weights), **buffers}, (x,)), y)
+
+    def loss(self, weights: Tensor, x: Tensor, y: Tensor, draw: Draw | None = None) -> Tensor:
+        """The mean of `losses`: what training lowers."""
+        return self.losses(weights, x, y, draw).mean()
 
     def gradient(self, weights: Tensor, x: Tensor, y: Tensor, draw: Draw | None = None) -> Tensor:
         """Of the loss by the weights, (weights,), without a graph."""

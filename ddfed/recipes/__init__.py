@@ -6,10 +6,10 @@ A family is a module of constants. Importing all of them loads no torch, so list
 from collections.abc import Iterator
 from types import ModuleType
 
-from ddfed.recipes import gradients, labels, moments, parametrisation, selection
+from ddfed.recipes import gradients, labels, moments, parametrisation, selection, unrolling
 from ddfed.recipes.base import Preset, Published, Recipe, laptop
 
-FAMILIES: tuple[ModuleType, ...] = (moments, gradients, parametrisation, labels, selection)
+FAMILIES: tuple[ModuleType, ...] = (moments, gradients, parametrisation, labels, selection, unrolling)
 
 
 def builtin() -> Iterator[tuple[str, Recipe]]:

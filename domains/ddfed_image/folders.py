@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor
 from ddfed.errors import ConfigError, DataError, one_of
 from ddfed_image.pictures import decoded, opened
 from ddfed_image.raw import SPLIT_SEED, Options, RawImages, data_folder, missing, stratified_split
+
+T = TypeVar("T")
 
 FOLDER_SIZE = 32
 
@@ -105,8 +109,8 @@ def _listed(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
 def _common_form(files: list[Path], options: Options) -> tuple[tuple[int, int], int]:
     """Height and width, and channels, of a folder's images; headers only are read."""
     sizes, grey = set(), True
-    for path in files:
-        with opened(path, str(path)) as picture:
+    for _, picture in _each(files, lambda path: opened(path, str(path))):
+        with picture:
             sizes.add((picture.height, picture.width))
             grey = grey and picture.mode in ("1", "L", "LA")
     wanted = options.get("image_size")
@@ -116,8 +120,29 @@ def _common_form(files: list[Path], options: Options) -> tuple[tuple[int, int], 
     return size, options.get("channels") or (1 if grey else 3)
 
 
+def _each(files: list[Path], read: Callable[[Path], T]) -> Iterator[tuple[int, T]]:
+    """Every file read, with its number; all that cannot be read are named in one error, at the end.
+
+    Raises:
+        DataError: files that are no readable images, the first ten by name.
+    """
+    bad: list[str] = []
+    for number, path in enumerate(files):
+        try:
+            found = read(path)
+        except DataError as error:
+            bad.append(str(error))
+            continue
+        yield number, found
+    if len(bad) == 1:
+        raise DataError(bad[0])
+    if bad:
+        named = "".join(f"\n  {line}" for line in bad[:10]) + (f"\n  and {len(bad) - 10} more" * (len(bad) > 10))
+        raise DataError(f"{len(bad)} of {len(files)} images cannot be read:{named}")
+
+
 def _read_images(files: list[Path], size: tuple[int, int], channels: int) -> Tensor:
     inputs = np.empty((len(files), *size, channels), np.uint8)
-    for row, path in enumerate(files):
-        inputs[row] = decoded(path, str(path), channels, size)
+    for row, pixels in _each(files, lambda path: decoded(path, str(path), channels, size)):
+        inputs[row] = pixels
     return torch.from_numpy(inputs).permute(0, 3, 1, 2).contiguous()

@@ -102,8 +102,9 @@ def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[st
         watching = _watch(progress, settings, Progressing)
         try:
             summary = run(settings, folder, watching, resume=resume)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             progress.note(f"interrupted; go on with: ddfed simulate --resume {folder.path}")
+            interrupt.told = True  # type: ignore[attr-defined]
             raise
     domain, _ = load_task(settings)
     syn = SyntheticSet.load(folder.path) if summary["artifact"] else None

@@ -50,7 +50,10 @@ def _check_clients(labels: np.ndarray, clients: int) -> None:
 
 def _check_alpha(alpha: float) -> None:
     if not (math.isfinite(alpha) and alpha > 0):
-        raise ConfigError(f"alpha = {alpha}: must be a finite number above 0 (0.1 is very skewed, 100 nearly even)")
+        raise ConfigError(
+            f"federation.partition_options.alpha (--alpha) must be a finite number above 0 (0.1 is very skewed, 100 "
+            f"nearly even); got {alpha}"
+        )
 
 
 def _smallest(min_size: int | None, rows: int, clients: int) -> int:

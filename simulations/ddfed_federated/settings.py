@@ -59,7 +59,11 @@ class FederationSettings(Settings):
     clients: int = Field(10, ge=1, description="number of clients")
     rounds: int = Field(5, ge=1, description="number of rounds")
     partition: str = Field("dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity")
-    partition_options: dict[str, Any] = Field(default_factory=dict, description="of the partitioner, such as alpha")
+    partition_options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="of the partitioner, such as alpha",
+        json_schema_extra={"common": ["alpha"]},
+    )
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients asked in each round")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an asked client drops out of a round")
     min_replies: int = Field(1, ge=1, description="a round with fewer valid releases is skipped")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def test_a_finished_run_that_is_resumed_gives_the_same_summary(distilled, tmp_pa
     again = json.loads(done.stdout)
     assert again["artifact"] == before["artifact"]
     assert [r["accuracies"] for r in again["evaluation"]] == [r["accuracies"] for r in before["evaluation"]]
+
+
+def test_an_evaluation_that_was_stopped_goes_on_at_the_row_where_it_was(distilled, tmp_path):
+    """Seen by a mark in the rows that were finished: what is measured again would not bear it."""
+    run = tmp_path / "runs" / distilled.name
+    shutil.copytree(distilled, run)
+    before = json.loads((run / "summary.json").read_text())["evaluation"]
+    (run / "summary.json").unlink()
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    kept = [e for e in events if e["kind"] == "step"] + [e for e in events if e["kind"] == "evaluation"][:2]
+    kept[-1]["note"] = "measured before"
+    (run / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in kept))
+    done = ddfed("distill", "--resume", str(run), "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)["evaluation"]
+    assert [row["accuracies"] for row in after] == [row["accuracies"] for row in before]
+    assert after[1]["note"] == "measured before" != after[2]["note"]
 
 
 def test_evaluate_makes_the_cross_architecture_table(distilled, tmp_path):

@@ -354,7 +354,7 @@ def test_methods_are_shown_whole_and_narrow(name):
 
 def test_the_list_of_methods_is_narrow_and_by_family():
     lines = run("methods", "list").stdout.splitlines()
-    assert all(len(line) <= 100 for line in lines)
+    assert all(len(line) <= 160 for line in lines)
     rows = json.loads(run("methods", "list", "--json").stdout)
     assert [(r["kind"], r["family"]) for r in rows] == sorted((r["kind"], r["family"]) for r in rows)
     assert all(r["cost"] in ("low", "medium", "high") for r in rows if r["kind"] == "central")

@@ -48,6 +48,12 @@ def federated(seed: int, feddm: list[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def test_one_run_twice_is_no_spread():
+    with pytest.warns(UserWarning, match="two runs have equal settings and seed 3; one counts"):
+        lines = compared([central(3, (0.8, 0.9)), central(3, (0.8, 0.9)), central(4, (0.7, 0.7))]).lines
+    assert lines[0].seeds == (3, 4) and len(lines[0].accuracies) == 2
+
+
 def test_one_central_run_spreads_over_its_networks():
     lines = compared([central(0, (0.8, 0.9, 0.7))]).lines
     assert [line.method for line in lines] == ["dm · convnet · E-dc", "random · convnet · E-dc"]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from ddfed.config import Layer, describe, parse_set, read_toml, resolve, to_toml
+from ddfed.config import Layer, describe, parse_set, read_toml, resolve, to_template, to_toml
 from ddfed.errors import ConfigError
 
 
@@ -177,6 +177,23 @@ def test_toml_round_trip(tmp_path: Path):
     assert again.settings == settings
     assert "augment" not in path.read_text()
     assert again.origins["distill.steps"] == str(path)
+
+
+def test_a_template_says_what_was_chosen_and_offers_the_rest(tmp_path: Path):
+    layers = [Layer("recipe dm", {"distill": {"lr": 0.5}}), Layer("--set", parse_set("distill.options.a.b=[1,x]"))]
+    resolved = resolve(Settings, layers)
+    text = to_template(resolved, lambda origin: origin == "--set")
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    assert read_toml(path).values == {"distill": {"options": {"a": {"b": [1, "x"]}}}, "evaluate": {}}
+    assert "# lr = 0.5\n" in text and '# root = "..."\n' in text and "# augment" in text
+    path.write_text(text.replace("# ", "").replace('root = "..."\n', "").replace('augment = "..."\n', ""))
+    assert resolve(Settings, [read_toml(path)]).settings == resolved.settings
+
+
+def test_the_right_name_in_the_wrong_section_comes_before_names_that_look_alike():
+    with pytest.raises(ConfigError, match=r"Did you mean 'distill.steps'"):
+        of("evaluate.steps=3")
 
 
 def test_files_that_cannot_be_read_say_why(tmp_path: Path):

@@ -377,6 +377,14 @@ def test_unreadable_image_is_named(domain, tmp_path):
         domain.load("folder", tmp_path, {})
 
 
+def test_all_unreadable_images_are_named_at_once(domain, tmp_path):
+    fill(tmp_path)
+    for number in range(12):
+        (tmp_path / "dog" / f"broken{number:02}.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"12 of \d+ images cannot be read:(?s:.*)broken09.png(?s:.*)and 2 more"):
+        domain.load("folder", tmp_path, {})
+
+
 def test_sixteen_bit_image_is_refused(domain, tmp_path):
     fill(tmp_path)
     (tmp_path / "dog" / "deep.png").write_bytes(png(np.zeros((6, 6), np.uint16)))

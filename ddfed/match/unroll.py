@@ -1,0 +1,191 @@
+"""Meta-learning: how well a network does on real data after it was trained on the synthetic set.
+
+DD, SLDD, RaT-BPTT and addressable memories are choices of this one engine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddfed.data import Batch
+from ddfed.errors import ConfigError, one_of, suggest
+from ddfed.gate import Query
+from ddfed.match.adjoint import SGD, Adam, Minibatch, Rule, State, Student, Unrolled
+from ddfed.match.base import Cotangent, Judgement, Objective, Precision
+
+ORDERS = ("all", "shuffled", "balanced", "blocks")
+PLACES = ("random", "end")
+
+
+class Unrolling(Objective):
+    """Real loss at the end of a training on the synthetic set, differentiated through that training.
+
+    The network of the pool is trained ``steps`` steps on the rows. What its weights should be to do better on real
+    rows is asked of the gate as one gradient; the adjoint (`ddfed.match.adjoint`) carries it back to rows, targets and
+    step sizes. Real data therefore leaves the gate as a sum of per-row gradients, once a step.
+
+    With ``window`` only that many steps are differentiated, and the training stops after the window, which is placed
+    anew every ``redraw`` outer steps: truncated backpropagation at a random time (RaT-BPTT).
+
+    Source: Wang et al., Dataset Distillation, 2018, algorithm 1; Feng et al., Embarrassingly Simple Dataset
+    Distillation, ICLR 2024, algorithm 1.
+
+    Options:
+        steps: steps of training.
+        window: steps that are differentiated; None for all.
+        place: ``random``: the window begins after 0 to steps - window steps; ``end``: it is the last.
+        redraw: outer steps that share a place of the window.
+        inner: ``sgd`` or ``adam``; ``momentum`` is of SGD.
+        lr: step size of training.
+        learn_lrs: learn a step size for every step, kept above zero by a softplus; Adam with ``lr_lr``.
+        order: the batch of a step: ``all`` rows; ``shuffled``, ``batch`` of a new order when one is used up;
+            ``balanced``, ``batch`` of each class; ``blocks``, row i belongs to block i mod ``blocks`` and blocks take
+            turns.
+        rows: real rows, over all judged classes.
+        augment: rows are augmented, real and synthetic, each by a draw of its own.
+    """
+
+    name = "unroll"
+    second_order = True
+    defaults = {
+        "steps": 30, "window": None, "place": "random", "redraw": 1, "inner": "sgd", "momentum": 0.0, "lr": 0.02,
+        "learn_lrs": False, "lr_lr": 0.01, "order": "all", "batch": 10, "blocks": 10, "rows": 1024, "augment": True,
+    }  # fmt: skip
+
+    def __init__(self, precision: Precision | None = None, **options: Any) -> None:
+        super().__init__(precision, **options)
+        for key, known in (("order", ORDERS), ("place", PLACES), ("inner", ("sgd", "adam"))):
+            given = self.options[key]
+            if given not in known:
+                raise ConfigError(
+                    f"objective 'unroll' has no {key} {given!r}.{suggest(str(given), known)} Possible: {one_of(known)}"
+                )
+        for key in ("steps", "redraw", "batch", "blocks", "rows"):
+            if self.options[key] < 1:
+                raise ConfigError(f"objective 'unroll': {key} must be at least 1, got {self.options[key]}")
+        window = self.options["window"]
+        if window is not None and not 1 <= window <= self.options["steps"]:
+            raise ConfigError(
+                f"objective 'unroll': window must lie between 1 and steps = {self.options['steps']}, got {window}"
+            )
+        if not self.options["lr"] > 0:
+            raise ConfigError(f"objective 'unroll': lr must be above 0, got {self.options['lr']}")
+        momentum = self.options["momentum"]
+        self._rule: Rule = SGD(momentum) if self.options["inner"] == "sgd" else Adam()
+        # Softplus of it is the step size: softplus(log(exp(lr) - 1)) = lr.
+        self._raw = torch.full((self.options["steps"],), math.log(math.expm1(self.options["lr"]))).requires_grad_()
+        self._optimizer = torch.optim.Adam([self._raw], self.options["lr_lr"], betas=(0.5, 0.999))
+
+    def __call__(self, judgement: Judgement) -> Cotangent:
+        j = judgement
+        if len(j.classes) < j.gate.info.num_classes and len(j.classes) == 1:
+            raise ConfigError(
+                "objective 'unroll' trains a classifier on all classes together, so it cannot step class by class. "
+                "Set distill.scope = 'joint'."
+            )
+        student = Student(j.net, j.label_loss, j.augmentation if self.options["augment"] else None)
+        first, last = self._window(j)
+        lrs = self._lrs()[:last].to(j.device)
+        run = Unrolled(student, self._rule, j.x, j.y, lrs, self._lessons(j, student), first)
+        end = run.forward(student.weights)
+        loss, cotangent = self._judged(j, student, end)
+        pulled = run.backward(cotangent)
+        self._learn(pulled.lrs.cpu())
+        return Cotangent(pulled.x, pulled.y, loss)
+
+    def training(self) -> dict[str, float | list[float]]:
+        if not self.options["learn_lrs"]:
+            return {}
+        blocks = self.options["blocks"] if self.options["order"] == "blocks" else 1
+        return {"lrs": self._lrs().tolist(), "blocks": blocks}
+
+    def state(self) -> dict[str, Any]:
+        return {"raw": self._raw.detach(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            self._raw.copy_(state["raw"])
+        self._optimizer.load_state_dict(dict(state["optimizer"]))
+
+    # --- the training ---
+
+    def _window(self, j: Judgement) -> tuple[int, int]:
+        """The first step that is differentiated, and the number of steps that are made."""
+        steps = self.options["steps"]
+        window = self.options["window"] or steps
+        begin = steps - window
+        if self.options["place"] == "random" and begin:
+            stream = j.streams.torch("window", j.step // self.options["redraw"])
+            begin = int(torch.randint(begin + 1, (), generator=stream))
+        return begin, begin + window
+
+    def _lrs(self) -> Tensor:
+        """Step size of every step, (steps,)."""
+        if not self.options["learn_lrs"]:
+            return torch.full((self.options["steps"],), float(self.options["lr"]))
+        return F.softplus(self._raw.detach())
+
+    def _learn(self, gradient: Tensor) -> None:
+        if not self.options["learn_lrs"]:
+            return
+        self._raw.grad = torch.zeros_like(self._raw)
+        self._raw.grad[: len(gradient)] = gradient * torch.sigmoid(self._raw.detach())[: len(gradient)]
+        self._optimizer.step()
+
+    def _lessons(self, j: Judgement, student: Student) -> Callable[[int], Minibatch]:
+        """What each step sees; the same whenever it is asked, from streams that bear the number of the step."""
+        members = [torch.nonzero(j.row_class == c).flatten() for c in j.classes]
+
+        def lesson(t: int) -> Minibatch:
+            rows = self._rows(j, members, t)
+            if student.augmentation is None:
+                return Minibatch(rows)
+            stream = j.streams.torch("student augment", j.step, t)
+            return Minibatch(rows, student.augmentation.draw(len(rows), stream, one_op=True))
+
+        return lesson
+
+    def _rows(self, j: Judgement, members: list[Tensor], t: int) -> Tensor:
+        order, batch, count = self.options["order"], self.options["batch"], len(j.x)
+        if order == "blocks":
+            return torch.arange(t % self.options["blocks"], count, self.options["blocks"])
+        if order == "balanced":
+            stream = j.streams.torch("student", j.step, t)
+            return torch.cat([rows[torch.randperm(len(rows), generator=stream)[:batch]] for rows in members])
+        if order == "shuffled":
+            turn, place = divmod(t, -(-count // batch))
+            shuffled = torch.randperm(count, generator=j.streams.torch("student", j.step, turn))
+            return shuffled[place * batch : (place + 1) * batch]
+        return torch.arange(count)
+
+    # --- what it was good for ---
+
+    def _judged(self, j: Judgement, student: Student, end: State) -> tuple[float, list[Tensor]]:
+        """Mean real loss of the last weights, and its derivative by the last state."""
+        weights, total = end[0].detach().requires_grad_(), 0.0
+        draws = j.streams.torch("real augment", j.step)
+        judge = Student(j.net, _cross_entropy, student.augmentation)
+
+        def loss(batch: Batch) -> Tensor:
+            nonlocal total
+            x, draw = batch.inputs.to(weights), None
+            if judge.augmentation is not None:
+                draw = judge.augmentation.draw(len(x), draws, one_op=True)
+            losses = judge.losses(weights, x, batch.classes.to(j.device), draw)
+            total += float(losses.detach().sum())
+            return losses
+
+        query = Query("meta gradient", j.classes, self.options["rows"], per_class=False)
+        (gradient,), count = j.gate.gradient(query, [weights], loss, j.real_stream())
+        rest = [torch.zeros_like(s) for s in end[1:]]
+        return total / max(count, 1), [gradient / max(count, 1), *rest]
+
+
+def _cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+    return F.cross_entropy(logits, classes, reduction="none")
