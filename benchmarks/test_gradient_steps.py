@@ -14,8 +14,9 @@ import torch
 from test_steps import CLASSES, INFO, IPC, STREAMS, against, data
 
 from ddfed.devices import keep_memory
-from ddfed.distill import _assemble, _outer_step
+from ddfed.distill import outer_step
 from ddfed.gate import PlainGate
+from ddfed.kit import assemble
 from ddfed.seeds import isolated
 from ddfed.settings import PartSettings
 from ddfed_image.domain import ImageDomain
@@ -42,8 +43,7 @@ class Ours:
         )  # fmt: skip
         self.data = data(rows)
         self.gate = PlainGate(self.data, chunk=self.parts.chunk)
-        cpu = torch.device("cpu")
-        self.kit = _assemble(self.gate, ImageDomain(), self.parts, STREAMS, "benchmark", None, None, None, cpu)
+        self.kit = assemble(self.gate, ImageDomain(), self.parts, STREAMS)
         self.steps = 0
 
     @property
@@ -52,7 +52,7 @@ class Ours:
 
     def __call__(self) -> float:
         self.steps += 1
-        return _outer_step(self.kit, self.parts, self.gate, STREAMS, self.steps - 1, "benchmark")
+        return outer_step(self.kit, self.parts, self.gate, STREAMS, self.steps - 1, "benchmark")
 
 
 class Naive:

@@ -20,8 +20,9 @@ import torch
 
 from ddfed.data import RealData, TaskInfo
 from ddfed.devices import keep_memory
-from ddfed.distill import _assemble, _outer_step
+from ddfed.distill import outer_step
 from ddfed.gate import PlainGate
+from ddfed.kit import assemble
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import PartSettings
 from ddfed.space import Space
@@ -69,7 +70,7 @@ class Ours:
         self.parts = PartSettings(ipc=IPC, network="convnet", **METHODS[method], **VARIANTS[variant])
         self.gate = PlainGate(DATA, chunk=self.parts.chunk)
         center = center_net().state_dict()
-        self.kit = _assemble(self.gate, ImageDomain(), self.parts, STREAMS, None, center, None, torch.device("cpu"))
+        self.kit = assemble(self.gate, ImageDomain(), self.parts, STREAMS, center=center)
         self.steps = 0
 
     @property
@@ -78,7 +79,7 @@ class Ours:
 
     def __call__(self) -> float:
         self.steps += 1
-        return _outer_step(self.kit, self.parts, self.gate, STREAMS, self.steps - 1, "benchmark")
+        return outer_step(self.kit, self.parts, self.gate, STREAMS, self.steps - 1, "benchmark")
 
 
 class Naive:

@@ -52,7 +52,9 @@ def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
         ConfigError: unknown network, augmentation, engine, pool, store, labels, selector or protocol, or a network
             or store that cannot take the task's items.
     """
-    domain.network(parts.network or domain.default_network(info), info)
+    network = parts.network or domain.default_network(info)
+    judges = [domain.network(network, info)]
+    teachers = [domain.network(name, info) for name in parts.teacher.networks] or judges
     domain.augmentation(parts.augment, info)
     if parts.init != "noise":
         selector = registry().load("selector", parts.init, "distill.init; 'noise' is possible too")
@@ -66,7 +68,10 @@ def check_parts(parts: PartSettings, domain: Domain, info: TaskInfo) -> None:
     ):
         registry().get(kind, name, f"distill.{kind}")
     registry().load("sampler", parts.sampler, "distill.sampler")(**parts.sampler_options)
-    registry().load("objective", parts.objective, "distill.objective")(**parts.objective_options)
+    objective = registry().load("objective", parts.objective, "distill.objective")(**parts.objective_options)
+    pool = registry().load("pool", parts.pool, "distill.pool")
+    for net in (teachers if pool.of_teachers else judges) if parts.steps else ():
+        objective.check(net)
     domain.augmentation(parts.teacher.augment, info)
     store = empty_store(parts, info, range(info.num_classes))
     labels = registry().load("labels", parts.labels, "distill.labels")(
@@ -94,6 +99,9 @@ def check_distill(settings: DistillSettings) -> None:
         held = PlainGate(task.train).held(parts.min_count)
         store = empty_store(parts, task.info, held)
         check_budget(task.train, store.items // max(1, len(held)) * store.seeds_per_item, held, parts.ipc)
+    if parts.steps:
+        pool = registry().load("pool", parts.pool, "distill.pool")
+        pool.check(parts.pool_options, settings.data, domain, PlainGate(task.train), parts.network)
 
 
 class _Recorder:

@@ -90,6 +90,13 @@ class Augmentation(ABC):
     def __call__(self, x: Tensor, draw: Draw, groups: Tensor) -> Tensor:
         """Transform row i of ``x`` (rows, *item) by entry ``groups[i]`` of ``draw``; differentiable in ``x``."""
 
+    def at(self, progress: float) -> Augmentation:
+        """The augmentation as it is when this part of the outer steps is made, in [0, 1]; itself but for a curriculum.
+
+        It takes the same draws.
+        """
+        return self
+
 
 @dataclass(frozen=True)
 class Capabilities:

@@ -144,6 +144,14 @@ class Gate(ABC):
         """
         raise GateError("this gate does not tell how many rows a class has")
 
+    def fingerprint(self) -> str:
+        """A hash of the records, which shows whether something was made from them. A private gate refuses.
+
+        Raises:
+            GateError: the gate does not tell.
+        """
+        raise GateError("this gate gives no hash of its records, so nothing made beforehand can be held against them")
+
     @abstractmethod
     def held(self, minimum: int = 1) -> tuple[int, ...]:
         """Classes with at least ``minimum`` rows. The list is itself data; a private gate declares it public."""
@@ -184,6 +192,10 @@ class PlainGate(Gate):
     def counts(self) -> Tensor:
         self.ledger.append(PrivacyEvent("none", "class counts", self.scope))
         return self.data.class_counts.clone()
+
+    def fingerprint(self) -> str:
+        self.ledger.append(PrivacyEvent("none", "hash of the records", self.scope))
+        return self.data.content_hash
 
     def raw(self, purpose: str) -> RealData:
         self.ledger.append(PrivacyEvent("raw", purpose, self.scope))

@@ -28,6 +28,7 @@ KINDS = {
     "recipe": "a central distillation method",
     "objective": "a matching engine",
     "decoder": "a parametrisation of the synthetic items",
+    "generator": "a map from latents to network inputs",
     "labels": "a label store",
     "sampler": "a choice of the real rows of a step",
     "pool": "a schedule of the networks that judge",

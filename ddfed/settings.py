@@ -46,7 +46,7 @@ class DataSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """The network trained on real data that gives taught labels (label stores `teacher`, `gift`, ...)."""
+    """The networks trained on real data that teach: labels (stores `teacher`, `gift`, ...) and the pool `teachers`."""
 
     steps: int = Field(300, ge=1, description="training steps; fewer make an early-stopped expert")
     batch: int = Field(256, ge=1, description="real rows per step")
@@ -54,12 +54,36 @@ class TeacherSettings(Settings):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
     augment: str = Field("none", description="augmentation while it trains")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="of the step size, over all its steps")
+    networks: tuple[str, ...] = Field(
+        (), description="its network, empty for the one that judges; of several, labels are the mean of their logits"
+    )
 
     def training(self) -> Training:
         """As the pools take it."""
         from ddfed.pool import Training
 
-        return Training(**self.model_dump())
+        return Training(**self.model_dump(exclude={"networks"}))
+
+
+class ExpertTraining(Settings):
+    """How the experts of trajectory matching are trained on real data (pool `X`, `ddfed experts make`)."""
+
+    epochs: int = Field(50, ge=1, description="passes over the data in steps; a snapshot is kept after each")
+    batch: int = Field(256, ge=1, description="real rows per step")
+    lr: float = Field(0.01, gt=0, description="step size of SGD")
+    momentum: float = Field(0.0, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(0.0, ge=0, description="of SGD")
+    augment: str = Field("none", description="augmentation while they train, a draw of its own for each row")
+    rho: float = Field(0.0, ge=0, description="climb of flat training (GSAM); 0 for plain SGD")
+    alpha: float = Field(0.0, ge=0, description="of flat training: weight of the orthogonal part")
+    curriculum: bool = Field(False, description="easy rows first, and easiest left out later (PAD)")
+
+    def training(self, steps: int) -> Training:
+        """As the pools take it."""
+        from ddfed.pool import Training
+
+        return Training(steps, **self.model_dump(exclude={"epochs", "curriculum"}))
 
 
 class PartSettings(Settings):
@@ -83,7 +107,7 @@ class PartSettings(Settings):
     augment: str = Field("none", description="siamese augmentation of real and synthetic rows")
     objective: str = Field("mean", description="matching engine")
     objective_options: dict[str, Any] = Field(default_factory=dict, description="options of the engine, below")
-    pool: str = Field("R", description="which networks judge: R, RS, RT, Q, exact, ball")
+    pool: str = Field("R", description="which networks judge: R, RS, RT, Q, T, teachers, exact, ball")
     pool_options: dict[str, Any] = Field(default_factory=dict, description="options of the pool, below")
     sampler: str = Field("uniform", description="which real rows an engine is shown: uniform, kmeans")
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="options of the sampler, below")
@@ -96,6 +120,7 @@ class PartSettings(Settings):
     lr_floor: float = Field(0.0, ge=0, le=1, description="where the cosine ends, as a part of the step size")
     clip: float = Field(0.0, ge=0, description="longest gradient, in usual ones (running mean); 0 for any")
     label_lr: float = Field(1.0, gt=0, description="step size of learned labels")
+    label_momentum: float | None = Field(None, ge=0, lt=1, description="of learned labels; none for that of the items")
     clamp: bool = Field(False, description="keep stored values in their natural range, where the store has one")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of an average of the stored values that is released instead")
     min_count: int = Field(1, ge=1, description="classes with fewer real rows are left out")
@@ -144,6 +169,19 @@ class DistillSettings(Settings):
     data: DataSettings = DataSettings()
     distill: PartSettings = PartSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    run: RunSettings = RunSettings()
+
+
+class ExpertSettings(Settings):
+    """`ddfed experts make`."""
+
+    folder: Path = Field(description="where the experts are kept")
+    count: int = Field(10, ge=1, description="experts; what the folder has already is kept")
+    network: str = Field("", description="network; empty for the domain's default")
+    dtype: Literal["float16", "float32"] = Field("float16", description="how weights are stored")
+    data: DataSettings = DataSettings()
+    training: ExpertTraining = ExpertTraining()
+    chunk: int = Field(128, ge=1, description="real rows per pass")
     run: RunSettings = RunSettings()
 
 

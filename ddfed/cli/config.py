@@ -33,7 +33,7 @@ def config() -> None:
 @config.command()
 @click.option("--for", "command", default="distill", show_default=True, help="The command they belong to.")
 @click.option("--method", "-m", help="Shorthand for --set method=NAME.")
-@click.option("--toml", "as_toml", is_flag=True, help="Print a file for --config; what you did not choose is in comments.")
+@click.option("--toml", "as_toml", is_flag=True, help="Print a file for --config, the unchosen in comments.")
 @settings_options
 @json_option
 @click.pass_context

@@ -13,7 +13,7 @@ from ddfed.recipes import Preset, Published, Recipe
 #: recipe sets them.
 PARTS: Mapping[str, tuple[str, ...]] = {
     "store": ("store", "store_options", "init", "init_options", "top_up", "min_count"),
-    "labels": ("labels", "labels_options", "label_lr", "teacher"),
+    "labels": ("labels", "labels_options", "label_lr", "label_momentum", "teacher"),
     "augmentation": ("augment",),
     "objective": ("objective", "objective_options"),
     "networks": ("pool", "pool_options", "network"),

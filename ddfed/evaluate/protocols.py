@@ -33,6 +33,7 @@ class Protocol:
         drops: (fraction of the epochs, factor) of each fall of the step size.
         rebuilt: the optimiser is rebuilt at a fall, so momentum is lost (the DC line).
         cutmix: probability of CutMix for a batch, mixing parameter from Beta(1, 1).
+        mixup: every batch is mixed up instead, the share from Beta(mixup, mixup); 0 for not.
         lr_of_set: the step size is the one that the set asks for, learned with it.
         optimizer: ``sgd``, ``adam`` or ``adamw``; ``momentum`` is for SGD alone.
         schedule: ``drops``, or a fall by the cosine to zero (``cosine``) or half of the way (``half-cosine``).
@@ -53,6 +54,7 @@ class Protocol:
     drops: tuple[tuple[float, float], ...] = ((0.5, 0.1),)
     rebuilt: bool = True
     cutmix: float = 0.0
+    mixup: float = 0.0
     lr_of_set: bool = False
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     schedule: Literal["drops", "cosine", "half-cosine"] = "drops"
@@ -109,6 +111,10 @@ class Protocol:
             return self
         return replace(self, epochs=epochs, name=f"{self.name} ({epochs} epochs)")
 
+    def without_mixing(self) -> Protocol:
+        """The same for batches that are stored as they are to be shown."""
+        return replace(self, cutmix=0.0, mixup=0.0)
+
     def lr_at(self, epoch: int) -> float:
         """Step size of a 0-based epoch."""
         if self.schedule != "drops":
@@ -136,11 +142,33 @@ E_IDC = Protocol(
     cutmix=0.5,
 )
 E_MTT = replace(E_DSA, name="E-mtt", lr_of_set=True)
+#: Guo et al., DATM, ICLR 2024: smaller batches.
+E_DATM = replace(E_MTT, name="E-datm", batch=128)
 #: Wang et al., Dataset Distillation, 2018: the learned steps, in their order, without augmentation.
 E_DD = Protocol(name="E-dd", epochs=1, momentum=0.0, weight_decay=0.0, drops=(), lrs_of_set=True)
 #: Feng et al., RaT-BPTT, ICLR 2024: the optimiser of its inner training.
 E_RAT = Protocol(
     name="E-rat", epochs=1000, lr=1e-3, weight_decay=0.0, augment="flip-rotate", drops=(), optimizer="adam"
+)
+#: Yin et al., SRe2L, NeurIPS 2023, CIFAR: for sets whose labels store the views; others are augmented and mixed alike.
+#: The weight of a soft label's loss and its temperature belong to the label store (30, without the factor T^2).
+E_KD = Protocol(
+    name="E-kd",
+    epochs=400,
+    lr=1e-3,
+    weight_decay=0.01,
+    batch=128,
+    augment="crop+flip",
+    drops=(),
+    mixup=0.8,
+    optimizer="adamw",
+    schedule="cosine",
+)
+#: Sun et al., RDED, CVPR 2024: half of a cosine. Departures: the last epoch counts, not the best of the last fifth; a
+#: set without stored views is trained in batches of 50 whatever its size (the paper takes 10, 50 and 100 at 1, 10 and
+#: 50 items of each class; stored views come in the batches they were made in).
+E_RDED = replace(
+    E_KD, name="E-rded", epochs=300, batch=50, augment="flip", mixup=0.0, cutmix=1.0, schedule="half-cosine"
 )
 
 
@@ -150,15 +178,13 @@ class RidgeProtocol:
 
     Args:
         name: what tables say.
-        kernel: what tables say in place of a network.
-        depth: hidden layers of the infinitely wide network.
+        kernel: see `ddfed.kernels.kernel_named`; tables say it in place of a network.
         ridge: of the mean of the kernel's diagonal.
         most: rows that a solution takes at most; full data is cut to as many, class by class.
     """
 
     name: str
     kernel: str = "ntk-fc1"
-    depth: int = 1
     ridge: float = 1e-6
     most: int = 4000
 
@@ -178,6 +204,22 @@ class RidgeProtocol:
 
 
 E_KRR = RidgeProtocol("E-krr")
+#: Ridge regression on the values of the items themselves: what a closed form for a linear model is made for.
+E_LINEAR = RidgeProtocol("E-linear", "linear")
+#: Zhou et al., FRePo, NeurIPS 2022: Adam with a cosine, squared distance to learned labels (the label store's loss).
+#: Departures: 2,000 passes whatever the size (the paper makes 1,000 to 40,000 steps as the set grows; up to 500 rows
+#: a step is a pass), no warm-up of 500 steps, no average of the weights; a fall to 0 instead of 0.01.
+E_FREPO = Protocol(
+    name="E-frepo",
+    epochs=2000,
+    lr=3e-4,
+    weight_decay=0.0,
+    batch=500,
+    augment="idc",
+    drops=(),
+    optimizer="adam",
+    schedule="cosine",
+)
 
 
 def dc_bench(augment: str) -> Protocol:

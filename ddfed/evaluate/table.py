@@ -235,7 +235,7 @@ def _train(
 def _regressed(material: Material, task: Task, protocol: RidgeProtocol) -> Quality:
     """Scores of a regression are no probabilities, so there is no calibration."""
     x, y = material.rows(torch.arange(material.count))
-    fit = KernelRegression(x, material.labels.vectors(y), protocol.depth, protocol.ridge)
+    fit = KernelRegression(x, material.labels.vectors(y), protocol.kernel, protocol.ridge)
     right = 0
     for part in torch.arange(len(task.test)).split(1000):
         batch = task.test.batch(part)

@@ -15,7 +15,7 @@ from ddfed.data import RealData
 from ddfed.domain import Augmentation, Network
 from ddfed.errors import ArtifactError, DataError, DivergedError
 from ddfed.evaluate.protocols import Protocol
-from ddfed.mixing import cutmix
+from ddfed.mixing import beta, cutmix
 from ddfed.seeds import Streams
 from ddfed.store import Replay
 
@@ -48,7 +48,7 @@ def train(
         streams: order, draws and mixing hang below these.
         cell_axes: axes along which CutMix cuts its box.
         on_epoch: called after each epoch with its 1-based number.
-        replay: stored batches, draws and targets that take the place of drawn ones; nothing is mixed then.
+        replay: stored batches, draws, mixing and targets that take the place of drawn ones; nothing else is mixed.
 
     Raises:
         ArtifactError: the stored draws are not of this augmentation.
@@ -67,15 +67,15 @@ def train(
         generator = streams.torch("epoch", epoch)
         last = 0.0
         if replay is None:
-            batches, mixed_axes = _drawn(rows, count, protocol, augmentation, generator), cell_axes
+            batches, mixing = _drawn(rows, count, protocol, augmentation, generator), protocol
         else:
-            batches, mixed_axes = _replayed(replay, rows, count, augmentation, epoch), ()
+            batches, mixing = _replayed(replay, rows, count, augmentation, epoch, cell_axes), protocol.without_mixing()
         sizes = protocol.lrs[epoch * protocol.blocks :] or repeat(lr)
         for size, (x, y) in zip(sizes, batches):
             for group in optimizer.param_groups:
                 group["lr"] = size
             optimizer.zero_grad()
-            value = _loss(net, x, y, loss, protocol, mixed_axes, generator)
+            value = _loss(net, x, y, loss, mixing, cell_axes, generator)
             value.backward()
             optimizer.step()
             last = float(value.detach())
@@ -102,7 +102,12 @@ def _drawn(
 
 
 def _replayed(
-    replay: Replay, rows: Rows, count: int, augmentation: Augmentation | None, epoch: int
+    replay: Replay,
+    rows: Rows,
+    count: int,
+    augmentation: Augmentation | None,
+    epoch: int,
+    cell_axes: tuple[int, ...],
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch from the stored blocks in turn, as many as it takes to show ``count`` rows."""
     batch = replay.rows.shape[1]
@@ -119,6 +124,8 @@ def _replayed(
         x, y = rows(replay.rows[block])
         if augmentation is not None:
             x = augmentation(x, replay.draws[block], torch.arange(batch))
+        if replay.mixes:
+            x, _ = replay.mixes[block](x, cell_axes)
         yield x, replay.targets[block].to(y.device)
 
 
@@ -139,10 +146,15 @@ def _loss(
     cell_axes: tuple[int, ...],
     generator: torch.Generator,
 ) -> Tensor:
-    if not (protocol.cutmix and cell_axes and float(torch.rand((), generator=generator)) < protocol.cutmix):
+    if protocol.mixup:
+        kept = beta(protocol.mixup, generator)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        mixed = kept * x + (1 - kept) * x[order]
+    elif protocol.cutmix and cell_axes and float(torch.rand((), generator=generator)) < protocol.cutmix:
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        mixed, kept = cutmix(x, order, cell_axes, generator)
+    else:
         return loss(net(x), y).mean()
-    order = torch.randperm(len(x), generator=generator).to(x.device)
-    mixed, kept = cutmix(x, order, cell_axes, generator)
     logits = net(mixed)
     return kept * loss(logits, y).mean() + (1 - kept) * loss(logits, y[order]).mean()
 

@@ -2,10 +2,14 @@
 
 from ddfed.match.base import Cotangent, Judgement, Objective, Precision
 from ddfed.match.gradients import GradientMatching
+from ddfed.match.kernel import ClosedRidge, RidgeMatching
 from ddfed.match.moments import MeanMatching, MomentMatching
+from ddfed.match.teacher import TeacherStatistics
+from ddfed.match.trajectory import TrajectoryMatching
 from ddfed.match.unroll import Unrolling
 
 __all__ = [
+    "ClosedRidge",
     "Cotangent",
     "GradientMatching",
     "Judgement",
@@ -13,5 +17,8 @@ __all__ = [
     "MomentMatching",
     "Objective",
     "Precision",
+    "RidgeMatching",
+    "TeacherStatistics",
+    "TrajectoryMatching",
     "Unrolling",
 ]

@@ -19,10 +19,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ddfed.domain import Augmentation, Draw, Network
+from ddfed.errors import ConfigError
 
 #: Weights first, then what the optimiser remembers; each (weights,).
 State = tuple[Tensor, ...]
@@ -94,6 +95,20 @@ class Student:
         """Of the loss by the weights, (weights,), without a graph."""
         leaf = weights.detach().requires_grad_()
         return torch.autograd.grad(self.loss(leaf, x, y, draw), leaf)[0]
+
+
+def check_repeatable(net: Network) -> None:
+    """Refuse a network whose forward pass draws random numbers: its training cannot be gone through again.
+
+    Raises:
+        ConfigError: it drops units.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            raise ConfigError(
+                f"this network drops units at random ({name}), so its training cannot be gone through again "
+                f"backwards. Use a network without dropout, such as the domain's default."
+            )
 
 
 def flat_weights(net: Network) -> Tensor:

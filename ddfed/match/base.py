@@ -38,11 +38,17 @@ class Cotangent:
     skip: bool = False
 
     @classmethod
-    def of(cls, loss: Tensor, x: Tensor, y: Tensor | None = None) -> Cotangent:
-        """Of a scalar loss, by autograd."""
+    def of(cls, loss: Tensor, x: Tensor, y: Tensor | None = None, value: float | None = None) -> Cotangent:
+        """Of a scalar loss, by autograd.
+
+        Args:
+            loss: what is differentiated.
+            x, y: leaves it hangs on.
+            value: for people, where ``loss`` only has the right derivative.
+        """
         leaves = [x] if y is None else [x, y]
         grads = torch.autograd.grad(loss, leaves)
-        return cls(grads[0], grads[1] if y is not None else None, float(loss.detach()))
+        return cls(grads[0], grads[1] if y is not None else None, float(loss.detach()) if value is None else value)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,8 @@ class Judgement:
         sampler: narrows what is asked of the gate; see `ask`.
         expert: a network trained on real data that goes with ``net``, or None.
         place: networks begun before ``net``, and outer steps made with it; see `ddfed.pool.ModelPool.place`.
+        progress: which part of all outer steps is made, in [0, 1].
+        vectors: what a regression is fitted to, of targets; see `ddfed.store.LabelStore.vectors`.
     """
 
     net: Network
@@ -97,6 +105,8 @@ class Judgement:
     sampler: Sampler = field(default_factory=UniformSampler)
     expert: Network | None = None
     place: tuple[int, int] = (0, 0)
+    progress: float = 0.0
+    vectors: Callable[[Tensor], Tensor] = lambda targets: targets
 
     def ask(self, name: str, rows: int | None, *, top_up: bool = False) -> Query:
         """A query for ``rows`` real rows of each judged class, narrowed by the sampler."""
@@ -131,6 +141,8 @@ class Objective(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: differentiates the network twice; refused for domains whose networks do not allow it
     second_order: ClassVar[bool] = False
+    #: judges all classes together or not at all; refused for scope "sequential"
+    whole_set: ClassVar[bool] = False
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:
         unknown = set(options) - set(self.defaults)
@@ -151,6 +163,9 @@ class Objective(ABC):
 
     def load(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - optional
         """Inverse of `state`."""
+
+    def check(self, net: Network) -> None:  # noqa: B027 - optional
+        """Refuse, before any work is done, a network that the engine cannot judge with. Raises `ConfigError`."""
 
     def training(self) -> dict[str, float | list[float]]:
         """What the finished set asks of whoever trains on it, such as a learned step size ``{"lr": 0.02}``."""

@@ -6,7 +6,7 @@ DD, SLDD, RaT-BPTT and addressable memories are choices of this one engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddfed.data import Batch
+from ddfed.domain import Augmentation, Network
 from ddfed.errors import ConfigError, one_of, suggest
 from ddfed.gate import Query
-from ddfed.match.adjoint import SGD, Adam, Minibatch, Rule, State, Student, Unrolled
+from ddfed.match.adjoint import SGD, Adam, Rule, State, Student, Unrolled, check_repeatable
 from ddfed.match.base import Cotangent, Judgement, Objective, Precision
+from ddfed.match.lessons import Lessons, balanced, blocks, shuffled
 
 ORDERS = ("all", "shuffled", "balanced", "blocks")
 PLACES = ("random", "end")
@@ -53,6 +55,7 @@ class Unrolling(Objective):
 
     name = "unroll"
     second_order = True
+    whole_set = True
     defaults = {
         "steps": 30, "window": None, "place": "random", "redraw": 1, "inner": "sgd", "momentum": 0.0, "lr": 0.02,
         "learn_lrs": False, "lr_lr": 0.01, "order": "all", "batch": 10, "blocks": 10, "rows": 1024, "augment": True,
@@ -84,20 +87,19 @@ class Unrolling(Objective):
 
     def __call__(self, judgement: Judgement) -> Cotangent:
         j = judgement
-        if len(j.classes) < j.gate.info.num_classes and len(j.classes) == 1:
-            raise ConfigError(
-                "objective 'unroll' trains a classifier on all classes together, so it cannot step class by class. "
-                "Set distill.scope = 'joint'."
-            )
+        self.check(j.net)
         student = Student(j.net, j.label_loss, j.augmentation if self.options["augment"] else None)
         first, last = self._window(j)
         lrs = self._lrs()[:last].to(j.device)
-        run = Unrolled(student, self._rule, j.x, j.y, lrs, self._lessons(j, student), first)
+        run = Unrolled(student, self._rule, j.x, j.y, lrs, self._lessons(j, student.augmentation), first)
         end = run.forward(student.weights)
         loss, cotangent = self._judged(j, student, end)
         pulled = run.backward(cotangent)
         self._learn(pulled.lrs.cpu())
         return Cotangent(pulled.x, pulled.y, loss)
+
+    def check(self, net: Network) -> None:
+        check_repeatable(net)
 
     def training(self) -> dict[str, float | list[float]]:
         if not self.options["learn_lrs"]:
@@ -138,31 +140,15 @@ class Unrolling(Objective):
         self._raw.grad[: len(gradient)] = gradient * torch.sigmoid(self._raw.detach())[: len(gradient)]
         self._optimizer.step()
 
-    def _lessons(self, j: Judgement, student: Student) -> Callable[[int], Minibatch]:
-        """What each step sees; the same whenever it is asked, from streams that bear the number of the step."""
-        members = [torch.nonzero(j.row_class == c).flatten() for c in j.classes]
-
-        def lesson(t: int) -> Minibatch:
-            rows = self._rows(j, members, t)
-            if student.augmentation is None:
-                return Minibatch(rows)
-            stream = j.streams.torch("student augment", j.step, t)
-            return Minibatch(rows, student.augmentation.draw(len(rows), stream, one_op=True))
-
-        return lesson
-
-    def _rows(self, j: Judgement, members: list[Tensor], t: int) -> Tensor:
-        order, batch, count = self.options["order"], self.options["batch"], len(j.x)
+    def _lessons(self, j: Judgement, augmentation: Augmentation | None) -> Lessons:
+        order, batch, streams = self.options["order"], self.options["batch"], j.streams.child("inner", j.step)
         if order == "blocks":
-            return torch.arange(t % self.options["blocks"], count, self.options["blocks"])
-        if order == "balanced":
-            stream = j.streams.torch("student", j.step, t)
-            return torch.cat([rows[torch.randperm(len(rows), generator=stream)[:batch]] for rows in members])
-        if order == "shuffled":
-            turn, place = divmod(t, -(-count // batch))
-            shuffled = torch.randperm(count, generator=j.streams.torch("student", j.step, turn))
-            return shuffled[place * batch : (place + 1) * batch]
-        return torch.arange(count)
+            pick = blocks(len(j.x), self.options["blocks"])
+        elif order == "balanced":
+            pick = balanced([torch.nonzero(j.row_class == c).flatten() for c in j.classes], batch, streams)
+        else:
+            pick = shuffled(len(j.x), len(j.x) if order == "all" else batch, streams)
+        return Lessons(pick, augmentation, streams)
 
     # --- what it was good for ---
 

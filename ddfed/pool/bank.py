@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -80,6 +80,9 @@ class _BankPool(ModelPool):
     @property
     def expert(self) -> Network:
         return self._expert
+
+    def trained(self) -> Iterator[Network]:
+        return (self.bank.trained(number, self._expert) for number in range(self.bank.networks))
 
     def state(self) -> dict[str, Any]:
         return {"bank": self.bank.state()}

@@ -10,10 +10,11 @@ then trained on real data, Q a queue of networks in training, exact and ball the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,16 @@ from ddfed.domain import Augmentation, Network, reset
 from ddfed.errors import ConfigError
 from ddfed.gate import Gate, Query
 from ddfed.mixing import cutmix
+from ddfed.pool.flat import Flat
 from ddfed.seeds import Streams, isolated
+
+if TYPE_CHECKING:
+    from ddfed.domain import Domain
+    from ddfed.settings import DataSettings
+
+
+def _no_teachers() -> tuple[Network, ...]:
+    raise ConfigError("a part asks for the run's teachers, which only a distillation has")
 
 
 @dataclass
@@ -41,6 +51,9 @@ class PoolContext:
         device: where networks live.
         augmentation_named: the domain's augmentation of a name, for pools that train networks as a paper does.
         report: told (what, steps done, steps in all) while networks are trained beforehand.
+        trained: networks of the run's pool that were trained on real data (see `ModelPool.trained`).
+        teachers: the run's networks trained on real data (``distill.teacher``), in evaluation mode, weights frozen;
+            trained when first asked for.
     """
 
     build: Callable[[], Network]
@@ -52,6 +65,17 @@ class PoolContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     augmentation_named: Callable[[str], Augmentation | None] = lambda name: None
     report: Callable[[str, int, int], None] = lambda what, done, total: None
+    trained: Callable[[], Iterator[Network]] = lambda: iter(())
+    teachers: Callable[[], tuple[Network, ...]] = _no_teachers
+
+    def experts(self) -> Iterator[Network]:
+        """Networks trained on real data: those that the pool has, or the run's teachers where it has none."""
+        has = False
+        for net in self.trained():
+            has = True
+            yield net
+        if not has:
+            yield from self.teachers()
 
     def fresh(self, *names: str | int) -> Network:
         """A new network whose weights come from the stream ``names``."""
@@ -80,6 +104,8 @@ class ModelPool(ABC):
 
     name: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]] = {}
+    #: it draws the run's teachers instead of networks of its own
+    of_teachers: ClassVar[bool] = False
 
     def __init__(self, ctx: PoolContext, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.defaults))
@@ -87,6 +113,18 @@ class ModelPool(ABC):
             raise ConfigError(f"pool {self.name!r} has no option {unknown[0]!r}; it knows {sorted(self.defaults)}")
         self.ctx = ctx
         self.options = {**self.defaults, **options}
+
+    @classmethod  # noqa: B027 - optional
+    def check(cls, options: Mapping[str, Any], data: DataSettings, domain: Domain, gate: Gate, network: str) -> None:
+        """Refuse what can be known to fail before a run begins, such as files that must be there beforehand.
+
+        Args:
+            options: of the pool.
+            data: which data the run is on.
+            domain: of the data.
+            gate: to the training rows.
+            network: its name, empty for the domain's default.
+        """
 
     @abstractmethod
     def draw(self, step: int) -> Network:
@@ -119,6 +157,13 @@ class ModelPool(ABC):
         """A network trained on real data that goes with the drawn one, weights frozen; None if there is none."""
         return None
 
+    def trained(self) -> Iterator[Network]:
+        """Networks trained on real data beforehand that the pool has, in evaluation mode, for labels and selection.
+
+        One network may be used for all, so each is done with before the next is asked for. None by default.
+        """
+        return iter(())
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond the streams."""
         return {}
@@ -144,6 +189,8 @@ class Training:
         batch: real rows per step, over all classes.
         lr, momentum, weight_decay: of SGD.
         augment: name of the domain's augmentation, a draw of its own for each row; the IDC line's pools use one.
+        rho, alpha: look for flat minima (see `Flat`), at the cost of two gradients a step; rho 0 does not.
+        schedule: ``constant``, or ``cosine`` down to zero over the steps (teachers of the decoupled line).
     """
 
     steps: int = 300
@@ -152,6 +199,19 @@ class Training:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     augment: str = "none"
+    rho: float = 0.0
+    alpha: float = 0.0
+    schedule: Literal["constant", "cosine"] = "constant"
+
+    def lr_at(self, step: int) -> float:
+        """Step size of a 0-based step."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+    @property
+    def flat(self) -> Flat | None:
+        return Flat(self.rho, self.alpha) if self.rho else None
 
 
 def trained_network(
@@ -159,6 +219,7 @@ def trained_network(
     training: Training,
     *names: str | int,
     on_step: Callable[[int, Network], None] | None = None,
+    among: Callable[[int], Tensor | None] = lambda step: None,
 ) -> Network:
     """A fresh network trained on real data; its randomness hangs below the stream ``names``.
 
@@ -167,6 +228,7 @@ def trained_network(
         training: how.
         names: which network.
         on_step: called with (steps done, network) after each step, and with 0 before the first.
+        among: rows that a step (0-based) may draw, as for `Query.among`; None for all.
 
     Returns:
         The network in evaluation mode, weights frozen.
@@ -180,7 +242,11 @@ def trained_network(
     if on_step:
         on_step(0, net)
     for step in range(training.steps):
-        train_on_real(net, optimizer, ctx, training.batch, (*names, step), augmentation)
+        for group in optimizer.param_groups:
+            group["lr"] = training.lr_at(step)
+        train_on_real(
+            net, optimizer, ctx, training.batch, (*names, step), augmentation, flat=training.flat, among=among(step)
+        )
         ctx.report(title, step + 1, training.steps)
         if on_step:
             on_step(step + 1, net)
@@ -195,6 +261,8 @@ def train_on_real(
     names: tuple[str | int, ...],
     augmentation: Augmentation | None = None,
     mix: float = 0.0,
+    flat: Flat | None = None,
+    among: Tensor | None = None,
 ) -> tuple[int, int]:
     """One training step on real rows, through the gate.
 
@@ -206,16 +274,24 @@ def train_on_real(
         augmentation: a draw of its own for each row, or None.
         mix: probability of CutMix for a pass of the gate. Rows of a pass then influence each other, so a private
             gate must not be asked this way.
+        flat: take the gradient where flat minima are looked for; the gate is asked twice.
+        among: draw among these rows only (see `Query.among`).
 
     Returns:
         How many rows of the batch were classified as their own class, and how many there were.
     """
     net.train().requires_grad_(True)
     parameters = list(net.parameters())
+    query = Query("training gradient", ctx.classes, rows, per_class=False, among=among)
     right = 0
-    draws = ctx.streams.torch(*names, "augment")
 
-    def loss(batch: Batch) -> Tensor:
+    def gradient() -> tuple[list[Tensor], int]:
+        # Streams are made anew, so the second gradient of a flat step is of the same rows under the same draws.
+        draws = ctx.streams.torch(*names, "augment")
+        grads, count = ctx.gate.gradient(query, parameters, lambda batch: loss(batch, draws), ctx.streams.torch(*names))
+        return [grad / max(count, 1) for grad in grads], count
+
+    def loss(batch: Batch, draws: torch.Generator) -> Tensor:
         nonlocal right
         x = augmented(batch.inputs.to(ctx.device), augmentation, draws)
         classes, axes = batch.classes.to(ctx.device), ctx.gate.info.cell_axes
@@ -230,14 +306,25 @@ def train_on_real(
             return own
         return kept * own + (1 - kept) * F.cross_entropy(logits, classes[partner], reduction="none")
 
-    query = Query("training gradient", ctx.classes, rows, per_class=False)
-    grads, count = ctx.gate.gradient(query, parameters, loss, ctx.streams.torch(*names))
+    grads, count = gradient()
+    hits = right
+    if flat is not None:
+        here = [p.detach().clone() for p in parameters]
+        _set(parameters, [w + move for w, move in zip(here, flat.climb(here, grads))])
+        grads = flat.combined(grads, gradient()[0])
+        _set(parameters, here)
     for parameter, grad in zip(parameters, grads):
-        parameter.grad = grad / max(count, 1)
+        parameter.grad = grad
     optimizer.step()
     optimizer.zero_grad()
     net.requires_grad_(False)
-    return right, count
+    return hits, count
+
+
+def _set(parameters: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values):
+            parameter.copy_(value)
 
 
 def augmented(x: Tensor, augmentation: Augmentation | None, generator: torch.Generator) -> Tensor:

@@ -6,10 +6,20 @@ A family is a module of constants. Importing all of them loads no torch, so list
 from collections.abc import Iterator
 from types import ModuleType
 
-from ddfed.recipes import gradients, labels, moments, parametrisation, selection, unrolling
+from ddfed.recipes import gradients, kernel, labels, moments, parametrisation, selection, teacher, trajectory, unrolling
 from ddfed.recipes.base import Preset, Published, Recipe, laptop
 
-FAMILIES: tuple[ModuleType, ...] = (moments, gradients, parametrisation, labels, selection, unrolling)
+FAMILIES: tuple[ModuleType, ...] = (
+    moments,
+    gradients,
+    trajectory,
+    parametrisation,
+    labels,
+    selection,
+    unrolling,
+    kernel,
+    teacher,
+)
 
 
 def builtin() -> Iterator[tuple[str, Recipe]]:

@@ -24,10 +24,50 @@ Evidence = Callable[[Tensor], Tensor]
 Gather = Callable[..., Evidence]
 #: (evidence of the n rows of a class (n, width), k <= n, generator, *, options) -> k distinct positions, (k,).
 Choose = Callable[..., Tensor]
+#: (data, context, inputs per class, top_up, *, options) -> inputs in model space (classes * k, *item), class after
+#: class in the order of ``context.classes``.
+Compose = Callable[..., Tensor]
+
+
+class _Optioned:
+    """Options are the keyword-only parameters of `functions`; their annotations say what is possible."""
+
+    name: str
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        raise NotImplementedError
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Options and their defaults."""
+        return {name: field.default for name, field in self._model.model_fields.items()}
+
+    @cached_property
+    def _model(self) -> type[Settings]:
+        fields: dict[str, Any] = {}
+        for function in self.functions:
+            hints = get_type_hints(function, include_extras=True)
+            fields |= {name: (hints[name], default) for name, default in _options(function).items()}
+        return create_model(self.name, __base__=Settings, **fields)
+
+    def settle(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """Options of each of the functions, complete.
+
+        Raises:
+            ConfigError: an unknown option (names the known ones), a wrong value, or options that exclude each other.
+        """
+        for name in options:
+            if name not in self.defaults:
+                known = f"it knows {one_of(self.defaults)}" if self.defaults else "it takes none"
+                hint = suggest(name, self.defaults)
+                raise ConfigError(f"selector {self.name!r} has no option {name!r} (init_options); {known}.{hint}")
+        settled = resolve(self._model, [Layer(f"options of selector {self.name!r}", options)]).settings
+        return tuple({name: getattr(settled, name) for name in _options(f)} for f in self.functions)
 
 
 @dataclass(frozen=True)
-class Selector:
+class Selector(_Optioned):
     """A rule for choosing items.
 
     Its options are the keyword-only parameters of the two functions; their annotations say what is possible.
@@ -43,34 +83,34 @@ class Selector:
     gather: Gather
 
     @property
-    def defaults(self) -> dict[str, Any]:
-        """Options and their defaults."""
-        return {name: field.default for name, field in self._model.model_fields.items()}
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        return self.gather, self.choose
 
-    @cached_property
-    def _model(self) -> type[Settings]:
-        fields: dict[str, Any] = {}
-        for function in (self.gather, self.choose):
-            hints = get_type_hints(function, include_extras=True)
-            fields |= {name: (hints[name], default) for name, default in _options(function).items()}
-        return create_model(self.name, __base__=Settings, **fields)
-
-    def settle(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Options for `gather` and for `choose`, complete.
-
-        Raises:
-            ConfigError: an unknown option (names the known ones), a wrong value, or options that exclude each other.
-        """
-        for name in options:
-            if name not in self.defaults:
-                known = f"it knows {one_of(self.defaults)}" if self.defaults else "it takes none"
-                hint = suggest(name, self.defaults)
-                raise ConfigError(f"selector {self.name!r} has no option {name!r} (init_options); {known}.{hint}")
-        settled = resolve(self._model, [Layer(f"options of selector {self.name!r}", options)]).settings
-        mine = [{name: getattr(settled, name) for name in _options(f)} for f in (self.gather, self.choose)]
+    def settle(self, options: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+        """Options for `gather` and for `choose`, complete. Raises `ConfigError` as every selector does."""
+        gathering, choosing = super().settle(options)
         # A rehearsal on one row: what the choice refuses must not come up after networks have been trained.
-        self.choose(torch.zeros(1, 1), 1, torch.Generator(), **mine[1])
-        return mine[0], mine[1]
+        self.choose(torch.zeros(1, 1), 1, torch.Generator(), **choosing)
+        return gathering, choosing
+
+
+@dataclass(frozen=True)
+class Composer(_Optioned):
+    """A rule that makes inputs of real items instead of naming rows: crops of them, mosaics.
+
+    Its options are the keyword-only parameters of the function.
+
+    Args:
+        name: what messages call it.
+        compose: makes the inputs.
+    """
+
+    name: str
+    compose: Compose
+
+    @property
+    def functions(self) -> tuple[Callable[..., Any], ...]:
+        return (self.compose,)
 
 
 def _options(function: Callable[..., Any]) -> dict[str, Any]:
@@ -142,3 +182,25 @@ def select_rows(
             picks = torch.cat([picks, members[extra]])
         chosen.append(picks)
     return torch.cat(chosen)
+
+
+def initial_inputs(
+    data: RealData,
+    rule: Selector | Composer,
+    per_class: int,
+    ctx: PoolContext,
+    options: Mapping[str, Any] | None = None,
+    *,
+    top_up: bool,
+    ipc: int | None = None,
+) -> Tensor:
+    """What a rule gives for each of ``ctx.classes``, class after class, (classes * per_class, *item), model space.
+
+    Arguments and errors are those of `select_rows`.
+    """
+    if isinstance(rule, Selector):
+        return data.batch(select_rows(data, rule, per_class, ctx, options, top_up=top_up, ipc=ipc)).inputs
+    (composing,) = rule.settle(options or {})
+    if not top_up:
+        check_budget(data, per_class, ctx.classes, ipc)
+    return rule.compose(data, ctx, per_class, top_up, **composing)

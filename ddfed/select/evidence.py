@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import islice
 from typing import Annotated, Literal
 
 import torch
@@ -41,6 +42,20 @@ def trained_features(data: RealData, ctx: PoolContext, *, train_steps: AtLeastOn
             return torch.cat([net.embed(data.batch(part).inputs.to(ctx.device)).cpu() for part in rows.split(_PASS)])
 
     return features
+
+
+def right_ranks(data: RealData, ctx: PoolContext, *, networks: AtLeastOne = 3) -> Evidence:
+    """Which of some networks trained on real data is the first to classify a row as its own; infinite where none does.
+
+    They are the experts of the run's pool, or its teachers where the pool has none.
+
+    Source: Guo et al., DATM, ICLR 2024, whose initial items are those that an expert classifies correctly.
+    """
+    rows = _rows(data, ctx)
+    first = torch.full((len(rows),), math.inf)
+    for number, net in enumerate(islice(ctx.experts(), networks)):
+        first[_scored(net, data, rows, ctx, _is_right).bool() & first.isinf()] = number
+    return _table(data, rows, first)
 
 
 def forgetting_scores(data: RealData, ctx: PoolContext, *, epochs: AtLeastOne = 200) -> Evidence:

@@ -122,6 +122,11 @@ def choose_by_difficulty(
     return shuffled[order[begin : begin + k]]
 
 
+def choose_lowest(scores: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """The lowest scores (n, 1), equal ones in random order."""
+    return choose_by_difficulty(scores, k, generator, direction="easy")
+
+
 def choose_from_bins(
     features: Tensor, k: int, generator: torch.Generator, *, bins: Annotated[int, Field(ge=1)] = 10
 ) -> Tensor:

@@ -17,6 +17,7 @@ from ddfed.store.labels import (
     TeacherLabels,
     VectorLabels,
 )
+from ddfed.store.latent import Generator, Latents
 from ddfed.store.palette import Palette
 from ddfed.store.pixels import Mirrored, MultiFormation, Pixels
 
@@ -25,10 +26,12 @@ __all__ = [
     "DenseLabels",
     "Fields",
     "Frequencies",
+    "Generator",
     "GiftLabels",
     "Hallucinators",
     "HardLabels",
     "LabelStore",
+    "Latents",
     "Lesson",
     "LogitLabels",
     "Mirrored",

@@ -15,20 +15,47 @@ from torch import Tensor
 from ddfed.data import TaskInfo
 from ddfed.errors import ConfigError
 from ddfed.seeds import Streams
-from ddfed.store.base import UNSEEDED, Store
+from ddfed.store.base import UNSEEDED, Store, view_of
 from ddfed.store.cells import resizing
 
 
 class Pixels(Store):
-    """Each item is one row, stored as it is."""
+    """Each item is one row, stored as it is.
+
+    Args:
+        free: share of each class's items that learn, the later ones; the others stay what they were filled with
+            (SelMatch, Lee and Chung, ICML 2024). With 0 labels alone can learn (LD, Bohdal et al., 2020).
+
+    Raises:
+        ConfigError: a share that is not from 0 to 1.
+    """
 
     name = "pixels"
+    defaults = {"free": 1.0}
+
+    def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
+        super().__init__(info, classes, **options)
+        _ = self._share
+
+    @property
+    def _share(self) -> float:
+        return 0.0 if self.options["free"] == 0 else self.share("free")
+
+    @cached_property
+    def _free(self) -> Tensor:
+        """Which items learn, (items,)."""
+        held = torch.bincount(self.classes)[self.classes]
+        return view_of(self.classes) >= held - (self._share * held).round().long()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"x": (self.items, *self.info.shape)}
 
     def decode(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        return self.params["x"][items], torch.arange(len(items))
+        x = self.params["x"][items]
+        if self.options["free"] < 1:
+            free = self._free[items].view(-1, *[1] * (x.ndim - 1))
+            x = torch.where(free, x, x.detach())
+        return x, torch.arange(len(items))
 
     def fill(self, rows: Tensor, streams: Streams = UNSEEDED) -> None:
         with torch.no_grad():

@@ -55,6 +55,23 @@ class TwinMapNet(Network):
         return [one, two, two.flatten(1)]
 
 
+class TwinNormNet(Network):
+    """As `TwinMapNet` with a batch norm before each ReLU: a network that remembers statistics."""
+
+    mixes_rows = True
+
+    def __init__(self, info: TaskInfo) -> None:
+        super().__init__()
+        channels, positions = info.shape[0], int(torch.tensor(info.shape[1:]).prod())
+        self.first, self.second = nn.Conv1d(channels, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.norm1, self.norm2 = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+        self.head = nn.Linear(4 * positions, info.num_classes)
+
+    def embed(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm1(self.first(x.flatten(2))))
+        return torch.relu(self.norm2(self.second(hidden))).flatten(1)
+
+
 class TwinShift(Augmentation):
     """Adds one drawn number to, or multiplies one drawn number with, all values of a row."""
 
@@ -74,7 +91,7 @@ class TwinDomain(Domain):
     """See the module."""
 
     name = "twin"
-    models = ("small", "wide", "maps")
+    models = ("small", "wide", "maps", "norms")
     augmentations = ("none", "shift")
     export_formats = ("json",)
 
@@ -84,8 +101,9 @@ class TwinDomain(Domain):
         return twin_task(**options)
 
     def network(self, name: str, info: TaskInfo) -> Network:
-        if self.check_name("network", name, self.models) == "maps":
-            return TwinMapNet(info)
+        self.check_name("network", name, self.models)
+        if name in ("maps", "norms"):
+            return TwinMapNet(info) if name == "maps" else TwinNormNet(info)
         return TwinNet(info, {"small": 16, "wide": 64}[name])
 
     def augmentation(self, name: str, info: TaskInfo) -> Augmentation | None:

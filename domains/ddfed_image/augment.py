@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfed.cropping import parts_of
 from ddfed.domain import Augmentation, Draw
 from ddfed.errors import ConfigError, UnknownNameError, one_of, suggest
 
@@ -227,6 +228,112 @@ class DCEval(Augmentation):
         # u lies in [0, 1); kept off both ends, where the normal quantile is infinite.
         quantile = (2 * u[:, : x[0].numel()] - 1).clamp(-1 + 1e-6, 1 - 1e-6)
         return x + self.NOISE * math.sqrt(2) * torch.erfinv(quantile).view_as(x)
+
+
+class Chain(Augmentation):
+    """Operations one after another, each with numbers of its own: ``"rrc:0.08+flip+roll:4"``.
+
+    Beside the operations of `DSA` there are:
+
+    - ``rrc:LOW``: a part of the image, its area uniform in [LOW, 1] and the logarithm of its ratio of sides uniform
+      between 3/4 and 4/3, resized to the whole (random resized crop). LOW is 0.08 where nothing is said.
+      ``rrc:HIGH..LOW`` is a curriculum: the bound falls from HIGH to LOW by the cosine as the outer steps go (CDA, Yin
+      and Shen, TMLR 2024).
+    - ``roll:N``: shift by whole pixels in [-N, N] along rows and columns; what leaves on one side enters on the other
+      (the jitter of DeepInversion and SRe2L).
+
+    Departure of ``rrc`` from torchvision's: where a part of the drawn area and ratio would not fit, the ratio is drawn
+    among those that fit, instead of ten new tries and then the middle of the image.
+
+    Args:
+        parts: operations joined by ``+``.
+        progress: which part of the outer steps is made, in [0, 1]; for curricula.
+
+    Raises:
+        UnknownNameError: an operation nobody knows.
+        ConfigError: a bound or a distance that means nothing.
+    """
+
+    def __init__(self, parts: str, progress: float = 0.0) -> None:
+        self.name = parts
+        self._progress = progress
+        self._parts = [_part(part, progress) for part in parts.split("+")]
+        self._width = sum(width for width, _ in self._parts)
+
+    def at(self, progress: float) -> Chain:
+        return Chain(self.name, progress) if ".." in self.name else self
+
+    def draw(self, groups: int, generator: torch.Generator, one_op: bool = False) -> Draw:
+        return _draw(groups, 1, self._width, generator, True)
+
+    def __call__(self, x: Tensor, draw: Draw, groups: Tensor) -> Tensor:
+        _, u = _look_up(x, draw, groups)
+        widths, functions = zip(*self._parts)
+        for function, numbers in zip(functions, u.split(list(widths), 1)):
+            x = function(x, numbers)
+        return x
+
+
+def resized_crop(x: Tensor, u: Tensor, low: float = 0.08) -> Tensor:
+    """A part of the image resized to the whole; see `Chain`.
+
+    Args:
+        x: (rows, C, H, W).
+        u: (rows, 4) in [0, 1): area, ratio, top, left.
+        low: least share of the area.
+    """
+    height, width = x.shape[2:]
+    area = low + (1 - low) * u[:, 0]
+    most = torch.minimum(-area.log(), torch.full_like(area, math.log(4 / 3)))
+    ratio = ((2 * u[:, 1] - 1) * most).exp()
+    sizes = torch.stack([height * (area / ratio).sqrt(), width * (area * ratio).sqrt()], 1).round().clamp(min=1)
+    room = torch.tensor([height, width], device=x.device) - sizes + 1
+    starts = torch.minimum((u[:, 2:4] * room).floor(), room - 1)
+    return parts_of(x, (-2, -1), starts, sizes, (height, width))
+
+
+def roll(x: Tensor, u: Tensor, most: int) -> Tensor:
+    """Shift by whole pixels in [-most, most] along rows (u0) and columns (u1), circular."""
+    height, width = x.shape[2:]
+    i = (torch.arange(height, device=x.device) - _whole(u[:, 0], -most, most)[:, None]) % height
+    j = (torch.arange(width, device=x.device) - _whole(u[:, 1], -most, most)[:, None]) % width
+    index = (i[:, :, None] * width + j[:, None, :]).flatten(1)
+    return x.flatten(2).gather(2, index[:, None].expand(-1, x.shape[1], -1)).view_as(x)
+
+
+def _part(part: str, progress: float) -> tuple[int, Callable[[Tensor, Tensor], Tensor]]:
+    """How many numbers an operation of a `Chain` takes, and what it does."""
+    name, colon, value = part.partition(":")
+    if name in WIDTHS and not colon:
+        return WIDTHS[name], _FUNCTIONS[name]
+    if name == "roll":
+        if not value.isdecimal():
+            raise ConfigError(f"augmentation {part!r}: say by how many pixels at most, such as 'roll:4'")
+        return 2, lambda x, u: roll(x, u, int(value))
+    if name == "rrc":
+        low = _lower_bound(part, value or "0.08", progress)
+        return 4, lambda x, u: resized_crop(x, u, low)
+    raise UnknownNameError(
+        f"unknown operation {part!r} in an augmentation.{suggest(name, CHAINED)} "
+        f"Possible, joined by '+': {one_of(CHAINED)}"
+    )
+
+
+CHAINED = (*OPS, "rrc", "roll")
+
+
+def _lower_bound(part: str, value: str, progress: float) -> float:
+    try:
+        bounds = [float(bound) for bound in value.split("..")]
+    except ValueError:
+        bounds = []
+    if not 1 <= len(bounds) <= 2 or not all(0 < bound <= 1 for bound in bounds):
+        raise ConfigError(
+            f"augmentation {part!r}: the least share of the area must lie above 0 and up to 1, such as 'rrc:0.08', or "
+            f"be a curriculum such as 'rrc:1..0.08'"
+        )
+    first, last = bounds[0], bounds[-1]
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def parse_strategy(strategy: str) -> tuple[str, ...]:

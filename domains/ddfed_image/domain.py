@@ -78,17 +78,24 @@ class ImageDomain(Domain):
 
         ``dsa`` and ``idc`` use all operations, ``idc-match`` colour, crop and cutout, ``idc-train`` all but
         cutout (CutMix takes its place). The mirror is dropped where it would change the class. Operations of
-        one's own are written ``dsa:color_crop`` or ``idc:flip_crop`` and are taken as they stand.
+        one's own are written ``dsa:color_crop`` or ``idc:flip_crop`` and are taken as they stand. Operations one after
+        another are joined by ``+``: ``rrc:0.08+flip``, ``roll:4`` (see `augment.Chain`); there too ``flip`` is dropped
+        where it would change the class.
         """
         if name == "none":
             return None
+        parts = name.split("+")
+        if len(parts) > 1 or name.partition(":")[0] in augment.CHAINED:
+            keep = [part for part in parts if part != "flip" or info.mirror_axis is not None]
+            return augment.Chain("+".join(keep)) if keep else None
         kind, colon, strategy = name.partition(":")
         if colon and kind in ("dsa", "idc"):
             return augment.DSA(strategy) if kind == "dsa" else augment.IDCMix(strategy)
         if name not in self.augmentations:
             raise UnknownNameError(
                 f"unknown augmentation {name!r} of domain {self.name!r}.{suggest(name, self.augmentations)} "
-                f"Possible: {one_of(self.augmentations)}, and operations of your own such as 'dsa:color_crop'"
+                f"Possible: {one_of(self.augmentations)}, and operations of your own such as 'dsa:color_crop' "
+                f"or 'rrc:0.08+flip+roll:4'"
             )
         if name.startswith("dc-eval"):
             return augment.DCEval(info.shape, batch_norm=name.endswith("-bn"))

@@ -34,9 +34,13 @@ MODELS = (
     "resnet18-bn",
     "resnet18-ap",
     "resnet18-bn-ap",
+    "resnet10",
+    "resnet10-bn",
 )
 NORMS = ("in", "bn", "none")
-_CONVNET = re.compile(r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-(?P<norm>in|bn|none))?")
+_CONVNET = re.compile(
+    r"convnet(?:-d(?P<depth>[1-9]))?(?:-w(?P<width>[1-9]\d{0,3}))?(?:-x(?P<growth>[12]))?(?:-(?P<norm>in|bn|none))?"
+)
 _ADVICE = "Use 'mlp', or 'convnet', whose depth follows the image size."
 
 
@@ -45,7 +49,8 @@ def build(name: str, info: TaskInfo) -> Network:
 
     Args:
         name: one of `MODELS`, or a ConvNet with any of its parts given: ``convnet-d2-w64-bn`` (depth, width,
-            normalisation ``in``, ``bn`` or ``none``).
+            normalisation ``in``, ``bn`` or ``none``). ``convnet-w128-x2-bn`` is the form of kernel methods, see
+            `WideningConvNet`.
         info: gives the shape (channels, height, width) and the number of classes.
 
     Raises:
@@ -61,8 +66,10 @@ def build(name: str, info: TaskInfo) -> Network:
             f"Possible: {one_of(MODELS)}, and 'convnet-d2-w64-bn' with a depth from 1 to 9, a "
             f"width below 10000 and a norm of {one_of(NORMS)}"
         )
-    depth, width = found["depth"], found["width"]
-    return ConvNet(info, int(depth) if depth else None, int(width) if width else None, found["norm"] or "in")
+    depth, width, growth = (int(found[part]) if found[part] else None for part in ("depth", "width", "growth"))
+    if growth is not None:
+        return WideningConvNet(info, depth, width, growth, found["norm"] or "none")
+    return ConvNet(info, depth, width, found["norm"] or "in")
 
 
 class ConvNet(Network):
@@ -81,7 +88,7 @@ class ConvNet(Network):
     def __init__(self, info: TaskInfo, depth: int | None = None, width: int | None = None, norm: str = "in") -> None:
         super().__init__()
         channels, height, wide = _shape(info)
-        extra = 2 if _is_small_grey(info) else 0  # 28 -> 32, so that three halvings leave 4
+        extra = _extra_padding(info)
         sides = (height + 2 * extra, wide + 2 * extra)
         halvings = min(sides).bit_length() - 1
         depth = max(1, min(3, halvings - 1)) if depth is None else depth
@@ -93,10 +100,17 @@ class ConvNet(Network):
             )
         self.mixes_rows = norm == "bn"
         self.blocks = nn.Sequential()
-        for number in range(depth):
-            padding = 1 + extra if number == 0 else 1
-            self.blocks.append(_ConvBlock(channels if number == 0 else width, width, padding, norm))
-        self.head = nn.Linear(width * (sides[0] >> depth) * (sides[1] >> depth), info.num_classes)
+        widths = self._widths(width, depth)
+        for number, (before, after) in enumerate(zip((channels, *widths), widths)):
+            self.blocks.append(self._block(number, before, after, 1 + extra if number == 0 else 1, norm))
+        self.head = nn.Linear(widths[-1] * (sides[0] >> depth) * (sides[1] >> depth), info.num_classes)
+
+    def _widths(self, width: int, depth: int) -> tuple[int, ...]:
+        """Channels of each block."""
+        return (width,) * depth
+
+    def _block(self, number: int, before: int, after: int, padding: int, norm: str) -> nn.Module:
+        return _ConvBlock(before, after, padding, norm)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.blocks(x).flatten(1)
@@ -110,10 +124,43 @@ class ConvNet(Network):
         return [*found, x.flatten(1)]
 
 
+class WideningConvNet(ConvNet):
+    """The ConvNet of kernel methods: each block ``growth`` times as wide as the one before, He-normal weights.
+
+    Convolutions start normal with variance 2 / fan-in and zero biases; the first block has no norm. Channels
+    128, 256, 512 with a batch norm distil in FRePo (Zhou et al., NeurIPS 2022), without norm they evaluate; RFAD's
+    (Loo et al., NeurIPS 2022) do not grow.
+
+    Args:
+        info, depth, width, norm: see `ConvNet`; the width is that of the first block.
+        growth: factor from block to block.
+    """
+
+    def __init__(
+        self, info: TaskInfo, depth: int | None = None, width: int | None = None, growth: int = 2, norm: str = "none"
+    ) -> None:
+        # Blocks ask for it while they are made; modules may be given plain values before they are set up.
+        self._growth = growth
+        super().__init__(info, depth, width, norm)
+
+    def _widths(self, width: int, depth: int) -> tuple[int, ...]:
+        return tuple(width * self._growth**number for number in range(depth))
+
+    def _block(self, number: int, before: int, after: int, padding: int, norm: str) -> nn.Module:
+        return _ConvBlock(before, after, padding, norm if number else "none", _HeConv2d)
+
+
+class _HeConv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
 class _ConvBlock(nn.Module):
-    def __init__(self, before: int, width: int, padding: int, norm: str) -> None:
+    def __init__(self, before: int, width: int, padding: int, norm: str, conv: type[nn.Conv2d] = nn.Conv2d) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(before, width, 3, padding=padding)
+        self.conv = conv(before, width, 3, padding=padding)
         self.norm = _norm(norm, width)
 
     def activation(self, x: Tensor) -> Tensor:
@@ -201,7 +248,7 @@ class VGG11(Network):
 
     def __init__(self, info: TaskInfo, norm: str = "in") -> None:
         super().__init__()
-        extra = 2 if _is_small_grey(info) else 0
+        extra = _extra_padding(info)
         sides = _sides("vgg11", info, lambda n: (n + 2 * extra) // 32)
         self.mixes_rows = norm == "bn"
         self.features = nn.Sequential()
@@ -220,19 +267,20 @@ class VGG11(Network):
 
 
 class ResNet18(Network):
-    """ResNet-18 with the CIFAR stem (3x3, stride 1, no max pool) and global average pooling.
+    """ResNet-18 with the CIFAR stem (3x3, stride 1, no max pool) and global average pooling; ResNet-10 likewise.
 
     Args:
         info: the task.
         norm: ``"in"`` (the DC line's default) or ``"bn"``.
         average_pool: replaces each stride of 2 by stride 1 and a 2x2 average pool, and keeps the last map
             (4x4 at 32 pixels) for the classifier: the ``_AP`` variant.
+        blocks: in each of the four stages; 2 for ResNet-18, 1 for ResNet-10.
 
     Raises:
         ConfigError: the last map would be empty, or a single pixel under instance norm, which erases it.
     """
 
-    def __init__(self, info: TaskInfo, norm: str = "in", average_pool: bool = False) -> None:
+    def __init__(self, info: TaskInfo, norm: str = "in", average_pool: bool = False, blocks: int = 2) -> None:
         super().__init__()
 
         def last(n: int) -> int:
@@ -240,15 +288,17 @@ class ResNet18(Network):
             # Instance norm of one pixel is the bias, whatever the pixel was.
             return side if norm == "bn" or side >= 2 else 0
 
-        sides = _sides(f"resnet18{'-bn' if norm == 'bn' else ''}{'-ap' if average_pool else ''}", info, last)
+        name = f"resnet{2 + 8 * blocks}{'-bn' if norm == 'bn' else ''}{'-ap' if average_pool else ''}"
+        sides = _sides(name, info, last)
         self.mixes_rows = norm == "bn"
         self.stem = nn.Sequential(nn.Conv2d(_shape(info)[0], 64, 3, padding=1, bias=False), _norm(norm, 64), nn.ReLU())
         self.layers = nn.Sequential()
         before = 64
-        for number, width in enumerate((64, 64, 128, 128, 256, 256, 512, 512)):
-            halve = number in (2, 4, 6)
-            self.layers.append(_BasicBlock(before, width, halve, norm, average_pool))
-            before = width
+        for width in (64, 128, 256, 512):
+            for number in range(blocks):
+                halve = number == 0 and width > 64
+                self.layers.append(_BasicBlock(before, width, halve, norm, average_pool))
+                before = width
         self.pool: nn.Module = nn.Identity() if average_pool else nn.AdaptiveAvgPool2d(1)
         self.head = nn.Linear(512 * (sides[0] * sides[1] if average_pool else 1), info.num_classes)
 
@@ -289,6 +339,8 @@ _BUILDERS: dict[str, Callable[[TaskInfo], Network]] = {
     "resnet18-bn": lambda info: ResNet18(info, "bn"),
     "resnet18-ap": lambda info: ResNet18(info, "in", True),
     "resnet18-bn-ap": lambda info: ResNet18(info, "bn", True),
+    "resnet10": lambda info: ResNet18(info, blocks=1),
+    "resnet10-bn": lambda info: ResNet18(info, "bn", blocks=1),
 }
 
 
@@ -332,6 +384,11 @@ def _shape(info: TaskInfo) -> tuple[int, int, int]:
         )
     channels, height, width = info.shape
     return channels, height, width
+
+
+def _extra_padding(info: TaskInfo) -> int:
+    """Beyond 1, of the first conv: 28 -> 32, so that three halvings leave 4."""
+    return 2 if _is_small_grey(info) else 0
 
 
 def _is_small_grey(info: TaskInfo) -> bool:

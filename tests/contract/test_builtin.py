@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ddfed.registry import registry
@@ -18,7 +20,7 @@ from ddfed.store import (
 from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
 
 INFO = twin_task().info
-TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps"))
+TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"))
 
 
 #: Of the gradient family: pools that train little, and what the recipes say of the engine.
@@ -35,7 +37,11 @@ SMALL = {
     "auto-palette": {"store_options": {"colours": 4}},
     **dict.fromkeys(("label-only", "gift"), {"teacher": {"steps": 3}}),
     "ladd": {"teacher": {"steps": 3}, "labels_options": {"grid": 2}},
-    "lpld": {"teacher": {"steps": 3}, "labels_options": {"augment": "shift", "blocks": 3, "batch": 4}},
+    "lpld": {
+        "network": "norms",
+        "teacher": {"steps": 3},
+        "labels_options": {"augment": "shift", "blocks": 3, "batch": 4},
+    },
     "forgetting": {"init_options": {"epochs": 2}},
     **dict.fromkeys(("el2n", "grand"), {"init_options": {"networks": 2, "epochs": 1}}),
     **dict.fromkeys(("herding", "kcenter", "kmeans", "dq"), {"init_options": {"train_steps": 3}}),
@@ -56,6 +62,15 @@ SMALL = {
     },
 }
 
+#: Of the trajectory family: two experts of two short epochs, made before every run.
+_EXPERTS: dict[str, Any] = {
+    "pool_options": {"experts": 2, "span": 1, "max_start": 2, "make": {"epochs": 2, "batch": 64, "augment": "shift"}},
+    "objective_options": {"steps": 2, "lr": 0.1},
+    "lr": 1.0,
+}
+SMALL |= dict.fromkeys(("mtt", "ftd", "tesla", "datm", "att", "mct", "pad"), _EXPERTS)
+SMALL["selmatch"] = {**_EXPERTS, "init_options": {"epochs": 2, "direction": "window", "skip": 0.1}}
+
 #: Of the moments family: banks that train little; the terms stay as they are.
 _BANK = {"networks": 2, "training": {"steps": 2, "batch": 16}}
 _QUEUE = {"steps": 1, "batch": 16}
@@ -72,13 +87,22 @@ _MOMENTS = {
 }
 
 
+#: Of the teacher family: teachers that are trained little and label little, on networks with batch norms.
+_VIEWS = {"augment": "shift", "epochs": 2, "batch": 4, "mix": "mixup"}
+_TAUGHT = {"network": "norms", "teacher": {"steps": 3}, "labels_options": _VIEWS}
+_TEACHER = {
+    **dict.fromkeys(("sre2l", "cda", "rded", "g-vbsm", "edc", "dwa", "delt", "cv-dd"), _TAUGHT),
+    "cv-dd": {**_TAUGHT, "teacher": {"steps": 3, "networks": ("norms", "norms")}},
+}
+
+
 def _small(name: str) -> dict:
     recipe = registry().load("recipe", name)
     augment = "none" if recipe.defaults.get("augment", "none") == "none" else "shift"
     if name in _MOMENTS:
         rows = {"objective_options": {**recipe.defaults["objective_options"], "rows": 8}}
         return {"augment": augment, **rows, **_MOMENTS[name]}
-    return {"augment": augment, **SMALL.get(name, {})}
+    return {"augment": augment, **SMALL.get(name, {}), **_TEACHER.get(name, {})}
 
 
 @parametrize_with_checks([TWIN])

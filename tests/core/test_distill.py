@@ -12,7 +12,7 @@ import torch
 
 from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData
-from ddfed.distill import Checkpointing, Outer, StepEvent, distill
+from ddfed.distill import Checkpointing, StepEvent, distill
 from ddfed.errors import (
     BudgetError,
     ConfigError,
@@ -26,6 +26,7 @@ from ddfed.files import read_state, write_state
 from ddfed.gate import PlainGate
 from ddfed.hookspecs import hookimpl
 from ddfed.match import Cotangent, MeanMatching
+from ddfed.outer import Outer
 from ddfed.registry import manager
 from ddfed.seeds import Streams
 from ddfed.settings import PartSettings
@@ -337,7 +338,7 @@ def test_given_weights_are_used_by_the_ball_and_asked_for():
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"pool": "RX"}, "unknown pool 'RX' .from distill.pool.*Did you mean 'R"),
+        ({"pool": "exakt"}, "unknown pool 'exakt' .from distill.pool.*Did you mean 'exact'"),
         ({"store": "pixel"}, "Did you mean 'pixels'"),
         ({"objective": "meen"}, "Did you mean 'mean'"),
         ({"init": "herdin"}, "Did you mean 'herding'"),

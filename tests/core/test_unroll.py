@@ -18,6 +18,7 @@ from ddfed.files import read_state, write_state
 from ddfed.gate import PlainGate, Query
 from ddfed.match import Judgement, Unrolling
 from ddfed.match.adjoint import SGD, Adam, flat_weights
+from ddfed.match.lessons import balanced, blocks, shuffled
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import PartSettings
 from ddfed.store import HardLabels, LogitLabels
@@ -131,15 +132,15 @@ def test_a_random_window_moves_and_stays_for_as_long_as_it_is_told():
 
 
 def test_every_order_shows_what_it_says():
-    j = judgement(ipc=4)
-    members = [torch.nonzero(j.row_class == c).flatten() for c in ALL]
-    shuffled = Unrolling(order="shuffled", batch=5)
-    seen = [shuffled._rows(j, members, t).tolist() for t in range(6)]
+    j, streams = judgement(ipc=4), Streams(0)
+    chunks = shuffled(12, 5, streams)
+    seen = [chunks(t).tolist() for t in range(6)]
     assert [len(s) for s in seen] == [5, 5, 2] * 2
     assert sorted(sum(seen[:3], [])) == sorted(sum(seen[3:], [])) == list(range(12)) and seen[:3] != seen[3:]
-    balanced = Unrolling(order="balanced", batch=2)._rows(j, members, 0)
-    assert j.row_class[balanced].tolist() == [0, 0, 1, 1, 2, 2]
-    assert shuffled._rows(j, members, 1).tolist() == seen[1]
+    assert chunks(1).tolist() == seen[1] and shuffled(12, 12, streams)(7).tolist() == list(range(12))
+    few = balanced([torch.nonzero(j.row_class == c).flatten() for c in ALL], 2, streams)(0)
+    assert j.row_class[few].tolist() == [0, 0, 1, 1, 2, 2]
+    assert [blocks(5, 2)(t).tolist() for t in range(3)] == [[0, 2, 4], [1, 3], [0, 2, 4]]
 
 
 def test_augmented_training_is_replayed_on_the_way_back():
@@ -201,8 +202,16 @@ def test_wrong_options_are_refused(options: dict[str, Any], words: str):
 
 
 def test_stepping_class_by_class_is_refused():
-    with pytest.raises(ConfigError, match="cannot step class by class.*scope = 'joint'"):
-        Unrolling()(judgement(classes=(1,)))
+    parts = PartSettings(ipc=1, steps=1, objective="unroll", scope="sequential")
+    with pytest.raises(ConfigError, match="judges all classes together.*scope = 'joint'"):
+        distill(PlainGate(TASK.train), TwinDomain(), parts, Streams(0))
+
+
+def test_networks_that_drop_units_are_refused():
+    net = Smooth()
+    net.middle = nn.Sequential(nn.Linear(32, 6), nn.Dropout(0.5))
+    with pytest.raises(ConfigError, match=r"drops units at random \(middle.1\)"):
+        Unrolling().check(net)
 
 
 def test_networks_that_cannot_be_differentiated_twice_are_refused():

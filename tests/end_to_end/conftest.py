@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,17 +28,30 @@ def accuracy(tmp_path_factory) -> Accuracy:
 
     @cache
     def measured(method: str, ipc: int, text: str) -> float:
-        parts = json.loads(text)
-        protocol = parts.pop("protocol", "")
-        values = {
-            "method": method,
-            "distill": {"ipc": ipc, **parts},
-            "evaluate": {"epochs": 100, "repeats": 2, "baselines": [], "protocol": protocol},
-            "run": {"threads": 1},
-        }
-        settings = resolve_distill([Layer("test", values)]).settings
-        base: Path = tmp_path_factory.mktemp("digits")
-        with RunFolder.create(base, "run", to_toml(settings)) as folder:
-            return 100 * run_distill(settings, folder)["evaluation"][0]["mean"]
+        return _rows(tmp_path_factory.mktemp("digits"), method, ipc, [], json.loads(text))[0]
 
     return lambda method, ipc, **parts: measured(method, ipc, json.dumps(parts, sort_keys=True))
+
+
+@pytest.fixture(scope="session")
+def beside_random(tmp_path_factory) -> Callable[..., tuple[float, float]]:
+    """As `accuracy`, and that of random items trained on in the same way: for sets that say how they are trained on."""
+
+    def measured(method: str, ipc: int, **parts: Any) -> tuple[float, float]:
+        own, control = _rows(tmp_path_factory.mktemp("digits"), method, ipc, ["random"], parts)
+        return own, control
+
+    return measured
+
+
+def _rows(base: Path, method: str, ipc: int, baselines: list[str], parts: dict[str, Any]) -> list[float]:
+    protocol = parts.pop("protocol", "")
+    values = {
+        "method": method,
+        "distill": {"ipc": ipc, **parts},
+        "evaluate": {"epochs": 100, "repeats": 2, "baselines": baselines, "protocol": protocol},
+        "run": {"threads": 1},
+    }
+    settings = resolve_distill([Layer("test", values)]).settings
+    with RunFolder.create(base, "run", to_toml(settings)) as folder:
+        return [100 * row["mean"] for row in run_distill(settings, folder)["evaluation"]]

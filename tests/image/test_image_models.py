@@ -9,7 +9,7 @@ from torch import nn
 from ddfed.domain import reset
 from ddfed.errors import ConfigError, UnknownNameError
 from ddfed.seeds import isolated
-from ddfed_image.models import MODELS, ConvNet, _halved
+from ddfed_image.models import MODELS, ConvNet, WideningConvNet, _halved
 
 
 def parameters(net: nn.Module) -> int:
@@ -27,6 +27,8 @@ def parameters(net: nn.Module) -> int:
         ("convnet-d3-w128-none", (3, 32, 32), 320_010 - 2 * 3 * 128, 2048),
         ("resnet18", (3, 32, 32), 11_173_962, 512),
         ("resnet18-bn", (3, 32, 32), 11_173_962, 512),
+        ("resnet10", (3, 32, 32), 4_903_242, 512),
+        ("resnet10-bn", (3, 32, 32), 4_903_242, 512),
         ("mlp", (1, 28, 28), 118_282, 128),
         ("lenet", (1, 28, 28), 61_706, 84),
         ("lenet", (3, 32, 32), 62_006, 84),
@@ -34,6 +36,10 @@ def parameters(net: nn.Module) -> int:
         ("vgg11", (3, 32, 32), 9_231_114, 512),
         ("resnet18-ap", (3, 32, 32), 11_173_962 + 15 * 512 * 10, 512 * 16),
         ("convnet", (1, 8, 8), 40_394, 64 * 4),
+        # 3 convs of 128, 256 and 512 channels with biases, batch norms in the second and third, and the head.
+        ("convnet-w128-x2-none", (3, 32, 32), 3_584 + 295_168 + 1_180_160 + 81_930, 512 * 16),
+        ("convnet-w128-x2-bn", (3, 32, 32), 3_584 + 295_168 + 1_180_160 + 81_930 + 2 * (256 + 512), 512 * 16),
+        ("convnet-w256-x1", (3, 32, 32), 7_168 + 2 * 590_080 + 40_970, 256 * 16),
     ],
 )
 def test_parameter_count_and_feature_width(domain, task_info, name, shape, count, width):
@@ -60,7 +66,7 @@ def test_every_network_takes_what_it_accepts(domain, task_info, name, shape):
     assert net.embed(x).std(0).sum() > 0  # the images still tell apart
 
 
-@pytest.mark.parametrize("name", [*MODELS, "convnet-d2-w16-bn"])
+@pytest.mark.parametrize("name", [*MODELS, "convnet-d2-w16-bn", "convnet-w16-x2-bn"])
 def test_redrawing_in_place_equals_building_anew(domain, task_info, name):
     info = task_info((3, 32, 32))
     with isolated(1):
@@ -77,6 +83,19 @@ def test_instance_norm_is_a_group_norm_with_one_channel_per_group(domain, task_i
     net = domain.network("convnet", task_info())
     norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
     assert [m.num_groups for m in norms] == [m.num_channels for m in norms] == [128] * 3
+
+
+def test_a_widening_convnet_starts_he_normal_and_has_no_norm_in_its_first_block(task_info):
+    with isolated(0):
+        net = WideningConvNet(task_info((3, 32, 32)), width=64, norm="bn")
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert [c.out_channels for c in convs] == [64, 128, 256]
+    for conv in convs:
+        fan_in = conv.in_channels * 9
+        assert float(conv.weight.detach().std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+        assert conv.bias is not None and not bool(conv.bias.any())
+    assert [type(block.norm) for block in net.blocks] == [nn.Identity, nn.BatchNorm2d, nn.BatchNorm2d]
+    assert net.mixes_rows and not WideningConvNet(task_info()).mixes_rows
 
 
 def test_small_images_get_a_smaller_convnet(task_info):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddfed.data import TaskInfo
 from ddfed.domain import Augmentation, Draw, Network
 from ddfed.errors import ArtifactError, ConfigError
+from ddfed.mixing import Mix
 from ddfed.seeds import Streams
 from ddfed.store.base import view_of
 
@@ -29,6 +30,9 @@ class Lesson:
         views: view of each row; see `LabelStore.expand`.
         augmentation_named: the domain's augmentation of a name.
         streams: randomness, for labels of augmented rows.
+        cell_axes: negative item axes along which rows may be cut, for labels of mixed rows.
+        finished: these rows are the last ones; before, nobody asks for what is expensive.
+        report: told (what, batches done, batches in all) while many labels are made.
     """
 
     teacher: Network
@@ -37,6 +41,9 @@ class Lesson:
     views: Tensor
     augmentation_named: Callable[[str], Augmentation | None]
     streams: Streams
+    cell_axes: tuple[int, ...] = ()
+    finished: bool = True
+    report: Callable[[str, int, int], None] = lambda what, done, total: None
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,14 @@ class Replay:
         rows: row numbers of each block, (blocks, batch).
         draws: one draw per block, with an entry for each of its rows.
         targets: what the loss takes, (blocks, batch, ...).
+        mixes: how the augmented rows of each block are mixed; empty where they are not.
     """
 
     augment: str
     rows: Tensor
     draws: tuple[Draw, ...]
     targets: Tensor
+    mixes: tuple[Mix, ...] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -125,6 +134,14 @@ class LabelStore(ABC):
 
     def check_rows(self, info: TaskInfo, views: int) -> None:  # noqa: B027 - optional
         """Raise `ArtifactError` when the labels do not fit items that decode to ``views`` rows."""
+
+    @property
+    def begins_taught(self) -> bool:
+        """`begin` must be called: labels start as what trained networks answer, and are learned from there."""
+        return False
+
+    def begin(self, logits: Tensor) -> None:  # noqa: B027 - optional
+        """Start from these logits, one vector for each item, (items, classes)."""
 
     def teach(self, lesson: Lesson) -> None:  # noqa: B027 - optional
         """Take labels from a network trained on real data.

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfed.errors import ConfigError
 from ddfed.store.labels.base import LabelStore, checked_options, stored_classes, stored_values
 
 
@@ -49,13 +50,27 @@ class LogitLabels(_Learned):
     The stored values are logits: a second softmax elsewhere halves the accuracy.
 
     Options:
-        strength: initial logit of the item's own class; 0 elsewhere.
+        start: ``class``, a logit for the item's own class; or ``trained``, the mean logits of networks trained on real
+            data that classify the item as its own (DATM).
+        strength: of start ``class``: the logit of the item's own class; 0 elsewhere.
     """
 
     name = "logits"
     loss_name = "soft cross-entropy of softmax(logits)"
     values_name = "logits"
-    defaults = {"strength": 5.0}
+    defaults = {"strength": 5.0, "start": "class"}
+
+    def __init__(self, classes: Tensor, num_classes: int, views: int = 1, **options: Any) -> None:
+        super().__init__(classes, num_classes, views, **options)
+        if self.options["start"] not in ("class", "trained"):
+            raise ConfigError(f"label store 'logits': start is 'class' or 'trained', got {self.options['start']!r}")
+
+    @property
+    def begins_taught(self) -> bool:
+        return self.options["start"] == "trained"
+
+    def begin(self, logits: Tensor) -> None:
+        self.params[self.values_name].data.copy_(logits)
 
     @staticmethod
     def loss(logits: Tensor, targets: Tensor) -> Tensor:

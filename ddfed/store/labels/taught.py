@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ddfed.data import TaskInfo
 from ddfed.domain import Draw, Network
 from ddfed.errors import ArtifactError, ConfigError
+from ddfed.mixing import KINDS, Mix, check_kind, draw_mix
 from ddfed.store.base import view_of
 from ddfed.store.labels.base import LabelStore, Lesson, Replay, checked_options, stored_classes, stored_values
 
@@ -19,6 +23,20 @@ def answers(teacher: Network, rows: Tensor, chunk: int = 256) -> Tensor:
     """Logits of ``rows``, (rows, classes), on the CPU."""
     with torch.no_grad():
         return torch.cat([teacher(part).float().cpu() for part in rows.split(chunk)])
+
+
+@contextmanager
+def batch_statistics(teacher: Network) -> Iterator[None]:
+    """Its batch norms use the statistics of the rows that are shown, and remember none of them (CV-DD)."""
+    norms = [module for module in teacher.modules() if isinstance(module, _BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, before):
+            norm.training, norm.track_running_stats = training, tracks
 
 
 class TeacherLabels(LabelStore):
@@ -206,66 +224,124 @@ def windows(rows: Tensor, axes: tuple[int, ...], grid: int, share: float) -> Ten
 
 
 class BlockLabels(TeacherLabels):
-    """A pool of training batches with their augmentation draws and the teacher's logits, reused cyclically.
+    """Training batches with their augmentation draws, their mixing and the teacher's logits, reused cyclically.
 
-    A block is some rows, one draw for each and the logits of the rows so augmented. Training replays the blocks
-    in turn, as often as its epochs ask; what a block holds never changes, so a small pool serves a long training.
+    A block is some rows, one draw for each, how the augmented rows are mixed, and the logits of what comes out.
+    Training replays the blocks in turn, as often as its epochs ask. With as many blocks as a training has batches
+    these are the labels of every view of every epoch (FKD); with few of them they are LPLD's pool: what a block holds
+    never changes, so a small pool serves a long training.
 
-    Source: Xiao and He, Are Large-scale Soft Labels Necessary for Large-scale Dataset Distillation?, NeurIPS 2024
-    (label pool of random (epoch, batch) blocks). Drawing a small pool equals drawing all blocks and pruning them
-    at random, as the draws are independent. Mixing of rows is not part of a block.
+    Source: Shen and Xing, A Fast Knowledge Distillation Framework for Visual Recognition (FKD), ECCV 2022; Xiao and He,
+    Are Large-scale Soft Labels Necessary for Large-scale Dataset Distillation?, NeurIPS 2024 (label pool of random
+    (epoch, batch) blocks). Drawing a small pool equals drawing all blocks and pruning them at random, as the draws are
+    independent.
 
     Options:
         temperature: as in `TeacherLabels`.
         augment: the domain's augmentation that blocks are drawn from.
         blocks: batches in the pool.
+        epochs: passes over all rows that the blocks hold together, in place of ``blocks``; 0 for what ``blocks`` says.
         batch: rows of a block; all rows when there are fewer.
+        mix: ``none``, ``mixup`` or ``cutmix`` of the augmented rows of a block.
+        alpha: mixup's share is drawn from Beta(alpha, alpha).
+        keep: ``float32``, or ``float16`` for half the bytes.
+        norms: ``running`` statistics in the teacher's batch norms, or those of the ``batch`` (CV-DD).
     """
 
     name = "blocks"
     loss_name = "soft cross-entropy of softmax(logits / temperature), on stored augmented batches"
-    defaults = {"temperature": 1.0, "augment": "none", "blocks": 25, "batch": 256}
+    defaults = {
+        "temperature": 1.0,
+        "augment": "none",
+        "blocks": 25,
+        "epochs": 0,
+        "batch": 256,
+        "mix": "none",
+        "alpha": 1.0,
+        "keep": "float32",
+        "norms": "running",
+    }
 
     def __init__(self, classes: Tensor, num_classes: int, views: int = 1, **options: Any) -> None:
         super().__init__(classes, num_classes, views, **options)
-        for name in ("blocks", "batch"):
-            if not (isinstance(self.options[name], int) and self.options[name] >= 1):
-                raise ConfigError(f"label store 'blocks': {name} must be an integer from 1, got {self.options[name]!r}")
+        for name, least in (("blocks", 1), ("batch", 1), ("epochs", 0)):
+            if not (isinstance(self.options[name], int) and self.options[name] >= least):
+                given = self.options[name]
+                raise ConfigError(f"label store 'blocks': {name} must be an integer from {least}, got {given!r}")
+        for name, known in (("mix", KINDS), ("keep", ("float32", "float16")), ("norms", ("running", "batch"))):
+            if self.options[name] not in known:
+                raise ConfigError(f"label store 'blocks': {name} must be one of {known}, got {self.options[name]!r}")
+        if not 0 < self.options["alpha"] <= 2:
+            raise ConfigError(f"label store 'blocks': alpha must lie above 0 and up to 2, got {self.options['alpha']}")
         self._blocks: dict[str, Tensor] = {}
+
+    def expand(self, info: TaskInfo, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        check_kind(self.options["mix"], info.cell_axes, "labels_options.mix")
+        return super().expand(info, rows, items)
 
     def teach(self, lesson: Lesson) -> None:
         super().teach(lesson)
-        augmentation = lesson.augmentation_named(self.options["augment"])
+        if not lesson.finished:
+            return
         generator = lesson.streams.torch("label blocks")
         rows = self._orders(len(lesson.rows), generator)
-        ops, us, logits = [], [], []
-        for block in rows:
-            x = lesson.rows[block.to(lesson.rows.device)]
-            draw = Draw(torch.zeros(len(block), dtype=torch.int64), torch.zeros(len(block), 1))
-            if augmentation is not None:
-                draw = augmentation.draw(len(block), generator, one_op=True)
-                x = augmentation(x, draw, torch.arange(len(block)))
-            ops.append(draw.op.clone())
-            us.append(draw.u)
-            logits.append(answers(lesson.teacher, x))
-        self._blocks = {"rows": rows, "op": torch.stack(ops), "u": torch.stack(us), "answers": torch.stack(logits)}
+        taught: list[dict[str, Tensor]] = []
+        for number, block in enumerate(rows):
+            taught.append(self._taught(lesson, block, generator))
+            total = sum(tensor.numel() * tensor.element_size() for tensor in taught[0].values()) * len(rows)
+            lesson.report(f"labels of {total / 1e6:.1f} MB", number + 1, len(rows))
+        self._blocks = {"rows": rows, **{name: torch.stack([one[name] for one in taught]) for name in taught[0]}}
+
+    def _taught(self, lesson: Lesson, block: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """What is stored of one block beside its row numbers."""
+        x = lesson.rows[block.to(lesson.rows.device)]
+        augmentation = lesson.augmentation_named(self.options["augment"])
+        draw = Draw(torch.zeros(len(block), dtype=torch.int64), torch.zeros(len(block), 1))
+        if augmentation is not None:
+            draw = augmentation.draw(len(block), generator, one_op=True)
+            x = augmentation(x, draw, torch.arange(len(block)))
+        stored = {"op": draw.op.clone(), "u": draw.u}
+        mix = draw_mix(
+            self.options["mix"], len(x), tuple(x.shape[1:]), lesson.cell_axes, generator, self.options["alpha"]
+        )
+        if mix is not None:
+            x, _ = mix(x, lesson.cell_axes)
+            stored |= {"partner": mix.partner, "mix": mix.numbers}
+        if self.options["norms"] == "batch":
+            with batch_statistics(lesson.teacher):
+                logits = answers(lesson.teacher, x, len(x))
+        else:
+            logits = answers(lesson.teacher, x)
+        return {**stored, "answers": logits.to(getattr(torch, self.options["keep"]))}
 
     def _orders(self, count: int, generator: torch.Generator) -> Tensor:
         """Row numbers of the blocks, (blocks, batch): random orders of all rows, one after another."""
-        blocks, batch = self.options["blocks"], min(self.options["batch"], count)
+        batch = min(self.options["batch"], count)
+        blocks = self.options["epochs"] * -(-count // batch) or self.options["blocks"]
         orders = [torch.randperm(count, generator=generator) for _ in range(-(-blocks * batch // count))]
         return torch.cat(orders)[: blocks * batch].view(blocks, batch)
 
     @property
-    def replay(self) -> Replay:
+    def replay(self) -> Replay | None:
         _ = self.logits  # says so when nobody has taught these labels
+        if not self._blocks:
+            return None
         draws = tuple(Draw(op, u) for op, u in zip(self._blocks["op"], self._blocks["u"]))
-        return Replay(self.options["augment"], self._blocks["rows"], draws, self._blocks["answers"])
+        mixes: tuple[Mix, ...] = ()
+        if self.options["mix"] != "none":
+            stored = zip(self._blocks["partner"], self._blocks["mix"])
+            mixes = tuple(Mix(self.options["mix"], partner, numbers) for partner, numbers in stored)
+        return Replay(self.options["augment"], self._blocks["rows"], draws, self._blocks["answers"].float(), mixes)
 
     def check_rows(self, info: TaskInfo, views: int) -> None:
         super().check_rows(info, views)
-        if int(self._blocks["rows"].max()) >= len(self.classes) * views:
+        if not self._blocks or int(self._blocks["rows"].max()) >= len(self.classes) * views:
             raise ArtifactError(f"label store 'blocks': a block names a row beyond the {len(self.classes) * views}")
+        if self.options["mix"] == "cutmix":
+            lengths = torch.tensor([info.shape[axis] for axis in info.cell_axes])
+            box = self._blocks["mix"]
+            if box.shape[1:] != (len(lengths), 2) or bool((box[..., 1] > lengths).any()):
+                raise ArtifactError(f"label store 'blocks': a box leaves items with cells {lengths.tolist()}")
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), **{f"block_{name}": tensor for name, tensor in self._blocks.items()}}
@@ -279,11 +355,33 @@ class BlockLabels(TeacherLabels):
         u = stored_values(tensors, cls.name, "block_u", (*shape, None))
         if bool((u < 0).any()) or bool((u >= 1).any()):
             raise ArtifactError("label store 'blocks': block_u leaves the range [0, 1)")
-        whole: dict[str, Tensor] = {}
-        for name in ("rows", "op"):
-            found = tensors.get(f"block_{name}")
-            if found is None or found.dtype != torch.int64 or tuple(found.shape) != shape or int(found.min()) < 0:
-                raise ArtifactError(f"label store 'blocks' needs block_{name}: int64, at least 0, of shape {shape}")
-            whole[name] = found.clone()
-        store._blocks = {**whole, "u": u, "answers": logits}
+        whole = {name: _numbers(tensors, name, shape) for name in ("rows", "op")}
+        store._blocks = {**whole, "u": u, "answers": logits.to(getattr(torch, store.options["keep"]))}
+        if store.options["mix"] != "none":
+            store._blocks |= _mixing(tensors, store.options["mix"], shape)
         return store
+
+
+def _numbers(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """A stored tensor of whole numbers from 0 on. Raises `ArtifactError` when it is something else."""
+    found = tensors.get(f"block_{name}")
+    if found is None or found.dtype != torch.int64 or tuple(found.shape) != shape or int(found.min()) < 0:
+        raise ArtifactError(f"label store 'blocks' needs block_{name}: int64, at least 0, of shape {shape}")
+    return found.clone()
+
+
+def _mixing(tensors: dict[str, Tensor], kind: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """The stored mixing of blocks. Raises `ArtifactError` when it points outside or means nothing."""
+    partner = _numbers(tensors, "partner", shape)
+    if int(partner.max()) >= shape[1]:
+        raise ArtifactError(f"label store 'blocks': block_partner names a row beyond the {shape[1]} of a block")
+    if kind == "mixup":
+        share = stored_values(tensors, "blocks", "block_mix", (shape[0], 1))
+        if bool((share < 0).any()) or bool((share > 1).any()):
+            raise ArtifactError("label store 'blocks': block_mix leaves the range [0, 1]")
+        return {"partner": partner, "mix": share}
+    axes = tensors["block_mix"].shape[1] if "block_mix" in tensors and tensors["block_mix"].ndim == 3 else 0
+    box = _numbers(tensors, "mix", (shape[0], axes, 2))
+    if not axes or bool((box[..., 0] > box[..., 1]).any()):
+        raise ArtifactError("label store 'blocks': block_mix must hold boxes (first, last) along each cell axis")
+    return {"partner": partner, "mix": box}
