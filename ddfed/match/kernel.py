@@ -360,7 +360,9 @@ class ClosedRidge(Objective):
     def __call__(self, judgement: Judgement) -> Cotangent:
         j = judgement
         classes, width = j.gate.info.num_classes, math.prod(j.gate.info.shape)
-        if not (j.y.requires_grad and j.y.shape == (len(j.x), classes)):
+        free = j.y.requires_grad and j.y.shape == (len(j.x), classes)
+        # What a regression is fitted to must be what is stored, or the solution would be read as something else.
+        if not (free and torch.equal(j.vectors(j.y), j.y)):
             raise ConfigError("objective 'closed-ridge' sets real-valued labels; use distill.labels = 'vectors'")
         if width > _MOST_WIDTH:
             raise ConfigError(

@@ -47,8 +47,8 @@ class Unrolling(Objective):
         lr: step size of training.
         learn_lrs: learn a step size for every step, kept above zero by a softplus; Adam with ``lr_lr``.
         order: the batch of a step: ``all`` rows; ``shuffled``, ``batch`` of a new order when one is used up;
-            ``balanced``, ``batch`` of each class; ``blocks``, row i belongs to block i mod ``blocks`` and blocks take
-            turns.
+            ``balanced``, ``batch`` of each class; ``blocks``, which take turns: as many, up to ``blocks``, as share the
+            rows of a class evenly, and row i belongs to block i mod their number.
         rows: real rows, over all judged classes.
         augment: rows are augmented, real and synthetic, each by a draw of its own.
     """
@@ -83,6 +83,7 @@ class Unrolling(Objective):
         self._rule: Rule = SGD(momentum) if self.options["inner"] == "sgd" else Adam()
         # Softplus of it is the step size: softplus(log(exp(lr) - 1)) = lr.
         self._raw = torch.full((self.options["steps"],), math.log(math.expm1(self.options["lr"]))).requires_grad_()
+        self._blocks = 1
         self._optimizer = torch.optim.Adam([self._raw], self.options["lr_lr"], betas=(0.5, 0.999))
 
     def __call__(self, judgement: Judgement) -> Cotangent:
@@ -96,7 +97,7 @@ class Unrolling(Objective):
         loss, cotangent = self._judged(j, student, end)
         pulled = run.backward(cotangent)
         self._learn(pulled.lrs.cpu())
-        return Cotangent(pulled.x, pulled.y, loss)
+        return Cotangent(pulled.x, pulled.y if j.y.requires_grad else None, loss)
 
     def check(self, net: Network) -> None:
         check_repeatable(net)
@@ -104,16 +105,16 @@ class Unrolling(Objective):
     def training(self) -> dict[str, float | list[float]]:
         if not self.options["learn_lrs"]:
             return {}
-        blocks = self.options["blocks"] if self.options["order"] == "blocks" else 1
-        return {"lrs": self._lrs().tolist(), "blocks": blocks}
+        return {"lrs": self._lrs().tolist(), "blocks": self._blocks}
 
     def state(self) -> dict[str, Any]:
-        return {"raw": self._raw.detach(), "optimizer": self._optimizer.state_dict()}
+        return {"raw": self._raw.detach(), "optimizer": self._optimizer.state_dict(), "blocks": self._blocks}
 
     def load(self, state: Mapping[str, Any]) -> None:
         with torch.no_grad():
             self._raw.copy_(state["raw"])
         self._optimizer.load_state_dict(dict(state["optimizer"]))
+        self._blocks = int(state["blocks"])
 
     # --- the training ---
 
@@ -143,7 +144,9 @@ class Unrolling(Objective):
     def _lessons(self, j: Judgement, augmentation: Augmentation | None) -> Lessons:
         order, batch, streams = self.options["order"], self.options["batch"], j.streams.child("inner", j.step)
         if order == "blocks":
-            pick = blocks(len(j.x), self.options["blocks"])
+            fewest = min(int((j.row_class == c).sum()) for c in j.classes)
+            self._blocks = max(n for n in range(1, self.options["blocks"] + 1) if fewest % n == 0)
+            pick = blocks(len(j.x), self._blocks)
         elif order == "balanced":
             pick = balanced([torch.nonzero(j.row_class == c).flatten() for c in j.classes], batch, streams)
         else:

@@ -37,8 +37,6 @@ _DD_PARTS: dict[str, Any] = {
     "steps": 20000,
     "protocol": "E-dd",
 }  # fmt: skip
-#: One item per class makes one block.
-_ONE_BLOCK = Preset({"objective_options": {"blocks": 1}}, ipc=(1,), source="ours: there is one item per class")
 _DD_DEPARTURES = (
     "one network per outer step instead of the mean over several",
     "Adam's step size is constant; the code halves it every 40 of 400 epochs",
@@ -66,7 +64,6 @@ DD = Recipe(
     needs=_NEEDS,
     expense="high",
     presets=(
-        _ONE_BLOCK,
         laptop(steps=150, lr=0.05, objective_options={"steps": 15, "rows": 256, "lr": 0.1}),
     ),
     published=(
@@ -92,7 +89,6 @@ SLDD = Recipe(
     needs=_NEEDS,
     expense="high",
     presets=(
-        _ONE_BLOCK,
         laptop(steps=150, lr=0.05, label_lr=0.05, objective_options={"steps": 15, "rows": 256, "lr": 0.1}),
     ),
     published=(),

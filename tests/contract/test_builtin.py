@@ -36,6 +36,11 @@ SMALL = {
     "ddif": {"store_options": {"width": 2, "layers": 1, "fit_steps": 5}},
     "auto-palette": {"store_options": {"colours": 4}},
     **dict.fromkeys(("label-only", "gift"), {"teacher": {"steps": 3}}),
+    **dict.fromkeys(
+        ("dd", "sldd"), {"objective_options": {"steps": 2, "rows": 8, "order": "blocks", "learn_lrs": True}}
+    ),
+    "rat-bptt": {"objective_options": {"steps": 3, "window": 2, "inner": "adam", "rows": 8}},
+    "rtp": {"store_options": {"rank": 1}, "objective_options": {"steps": 2, "rows": 8}},
     "ladd": {"teacher": {"steps": 3}, "labels_options": {"grid": 2}},
     "lpld": {
         "network": "norms",

@@ -117,6 +117,17 @@ def test_blocks_take_turns_and_each_step_learns_its_size():
     assert asked["lrs"] != pytest.approx([0.2] * 3, rel=1e-3)
 
 
+@pytest.mark.parametrize(("ipc", "count"), [(1, 1), (4, 4), (6, 3), (5, 1)])
+def test_blocks_share_the_rows_of_a_class_evenly(ipc: int, count: int):
+    engine = Unrolling(steps=1, order="blocks", blocks=4, learn_lrs=True, rows=5)
+    j = judgement(ipc=ipc)
+    engine(j)
+    assert engine.training()["blocks"] == count
+    for block in range(count):
+        chosen = j.row_class[blocks(len(j.x), count)(block)]
+        assert torch.bincount(chosen).tolist() == [ipc // count] * 3
+
+
 def test_a_window_at_the_end_differentiates_the_last_steps_only():
     j = judgement()
     found = Unrolling(steps=5, window=2, place="end", lr=0.3, rows=20)(j)
