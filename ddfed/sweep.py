@@ -284,6 +284,12 @@ class Sweep:
         _write(self.folder / TABLE, self.markdown())
 
 
+def has_epochs(settings: DistillSettings) -> bool:
+    """Whether a set made so is judged by training networks; a regression has no epochs that could be cut."""
+    name = settings.evaluate.protocol or settings.distill.protocol
+    return hasattr(registry().load("protocol", name, "the protocol"), "epochs")
+
+
 def _said(how: How) -> str:
     """In a sentence what all rows have in common."""
     parts = [
@@ -291,7 +297,7 @@ def _said(how: How) -> str:
         f"{how.repeats} fresh networks judge each set" if how.repeats > 1 else "one fresh network judges each set",
     ]
     if how.epochs is not None:
-        parts.append(f"every evaluation recipe is cut to {how.epochs} epochs")
+        parts.append(f"every evaluation recipe that trains is cut to {how.epochs} epochs")
     if how.steps is not None:
         parts.append(f"no method makes more than {how.steps} outer steps (said in the rows where it matters)")
     if how.sets:
@@ -331,10 +337,12 @@ class _Task:
             "method": cell.method,
             "data": {"domain": cell.domain, "dataset": cell.dataset, **({"root": str(root)} if root else {})},
             "distill": {"ipc": cell.ipc},
-            "evaluate": {"repeats": how.repeats, **({"epochs": how.epochs} if how.epochs else {})},
+            "evaluate": {"repeats": how.repeats},
             "run": {"seed": cell.seed, "out": str(folder), "name": "cell"},
         }
         layers = [Layer("the sweep", common), *(Layer("--set", parse_set(t)) for t in how.sets), Layer("the cell", own)]
+        if how.epochs and has_epochs(resolve_distill(layers).settings):
+            layers.append(Layer("--epochs", {"evaluate": {"epochs": how.epochs}}))
         settings = resolve_distill(layers).settings
         if how.steps is None or settings.distill.steps <= how.steps:
             return cls(cell, folder, settings)
