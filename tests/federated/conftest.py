@@ -13,6 +13,16 @@ HERE = Path(__file__).parent
 TOY = "toy_worker:answer"
 
 
+@pytest.fixture
+def one_ray(tmp_path_factory):
+    """One Ray at a time on this machine, whichever process of the suite runs it: some tests count its processes."""
+    fcntl = pytest.importorskip("fcntl")
+    # The parent is shared by the processes of a parallel run.
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def toy_worker(monkeypatch):
     """Worker processes inherit the environment; this process has its path already."""

@@ -65,6 +65,7 @@ def ray_processes() -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processes with ps")
 @pytest.mark.parametrize("group", [True, False], ids=["group", "process"])
 @pytest.mark.parametrize(
@@ -116,6 +117,7 @@ def test_a_parent_that_is_killed_takes_its_workers_along(tmp_path):
     assert session_members(process.pid) == []
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_ray_gives_the_bytes_of_a_serial_run_and_survives_dead_clients():
     deeds = {2: {0: "die", 1: "raise", 2: "decline", 3: "exit"}}

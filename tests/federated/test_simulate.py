@@ -108,6 +108,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(run, restart, stop_after):
     assert [keep(e) for e in again.events()] == [keep(e) for e in straight.events()]
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_serial_pool_and_ray_give_the_same_numbers(run):
     plans = {
