@@ -132,6 +132,7 @@ def test_ray_gives_the_bytes_of_a_serial_run_and_survives_dead_clients():
     assert on_ray[1][2] == serial[1][2]
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_ray_ends_although_a_client_never_answers():
     def main(grid):
@@ -150,6 +151,7 @@ def test_ray_ends_although_a_client_never_answers():
     assert time.monotonic() - finished < 15
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_ray_replaces_a_client_that_takes_longer_than_its_limit():
     def main(grid):
@@ -165,6 +167,7 @@ def test_ray_replaces_a_client_that_takes_longer_than_its_limit():
     assert (again, missing) == (2, {})
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_what_the_server_raises_on_ray_is_raised_here():
     class Odd(Exception):
