@@ -86,7 +86,8 @@ def test_the_card_holds_what_is_needed_to_train_and_to_judge(tmp_path: Path):
     assert card["schema"] == SCHEMA == 1 and card["licence"] and card["protocol"] == "E-dc"
     assert card["task"]["classes"][1] == "blåb 1" and card["space"]["kind"] == "whitened"
     assert card["decoder"] == {"name": "multi-formation", "options": {"factor": 2, "multi": False}}
-    assert card["labels"] == {"name": "logits", "loss": LogitLabels.loss_name, "options": {"strength": 2.0, "start": "class"}}
+    options = {"strength": 2.0, "start": "class"}
+    assert card["labels"] == {"name": "logits", "loss": LogitLabels.loss_name, "options": options}
     held = {"items_per_class": [1, 0, 2], "plain_items_per_class": [1, 0, 2]}
     assert card["budget"] == {"items": 3, "rows": 12, **held, "stored_bytes": 3 * 32 * 4, "label_bytes": 3 * (8 + 12)}
     assert card["sha256"] == hashlib.sha256((tmp_path / TENSORS).read_bytes()).hexdigest()
