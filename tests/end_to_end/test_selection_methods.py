@@ -130,7 +130,7 @@ def test_an_interrupted_pruning_starts_from_the_beginning(finished: Path, tmp_pa
         (["--ipc", 11], "ipc 11 would keep 11 items per class, but the set holds 10 of class '0'"),
         (["--ipc", 2, "--rule", "yco"], "Did you mean 'yoco'?"),
         (["--ipc", 2, "--network", "convnett"], "unknown network 'convnett'"),
-        ([], "'ipc' is not given"),
+        ([], "say with --ipc how many"),
     ],
 )
 def test_wrong_wishes_leave_no_folder(finished: Path, tmp_path: Path, args: list[object], words: str):
