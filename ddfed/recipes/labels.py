@@ -7,6 +7,7 @@ DM's) and change the labels alone, so that the worth of labels can be told from 
 from __future__ import annotations
 
 from ddfed.recipes.base import Recipe, laptop
+from ddfed.recipes.teacher import RECOVER, VIEWS
 
 _QIN = "Qin, Deng and Alvarez-Melis, A Label is Worth a Thousand Images in Dataset Distillation, NeurIPS 2024"
 _GIFT = "Shang, Sun and Lin, GIFT: Unlocking Full Potential of Labels in Distilled Dataset, ICLR 2025"
@@ -115,37 +116,9 @@ LPLD = Recipe(
     title="items recovered class by class from a teacher, with a small pool of labelled batches that training reuses",
     citation=_LPLD,
     defaults={
-        "network": "resnet18-bn",
-        "objective": "statistics",
+        **RECOVER,
         "objective_options": {"weight": 0.01, "groups": "class", "classwise": 1.0},
-        "pool": "teachers",
-        "teacher": {
-            "steps": 78_000,
-            "batch": 128,
-            "lr": 0.1,
-            "augment": "crop+flip",
-            "schedule": "cosine",
-        },
-        "store": "pixels",
-        "init": "noise",
-        "augment": "roll:4",
-        "optimizer": "adam",
-        "betas": (0.5, 0.9),
-        "lr": 0.25,
-        "schedule": "cosine",
-        "clamp": True,
-        "steps": 1000,
-        "labels": "blocks",
-        "labels_options": {
-            "augment": "crop+flip",
-            "blocks": 25,
-            "batch": 128,
-            "mix": "mixup",
-            "alpha": 0.8,
-            "temperature": 30.0,
-            "keep": "float16",
-        },
-        "protocol": "E-kd",
+        "labels_options": {**{k: v for k, v in VIEWS.items() if k != "epochs"}, "blocks": 25},
     },
     idea=(
         "Labels of every view of every epoch take more space than the items, because items of a class recovered in "

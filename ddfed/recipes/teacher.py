@@ -35,7 +35,8 @@ _SQUEEZE = {
     "augment": "crop+flip",
     "schedule": "cosine",
 }
-_VIEWS: dict[str, Any] = {
+#: 400 epochs of stored views with the teacher's answers.
+VIEWS: dict[str, Any] = {
     "augment": "crop+flip",
     "epochs": 400,
     "batch": 128,
@@ -44,7 +45,8 @@ _VIEWS: dict[str, Any] = {
     "temperature": 30.0,
     "keep": "float16",
 }
-_RECOVER: dict[str, Any] = {
+#: SRe2L with all its parts; its descendants, LPLD among them, say what they change.
+RECOVER: dict[str, Any] = {
     "network": "resnet18-bn",
     "objective": "statistics",
     "objective_options": {"weight": 0.01, "groups": "view"},
@@ -60,7 +62,7 @@ _RECOVER: dict[str, Any] = {
     "clamp": True,
     "steps": 1000,
     "labels": "blocks",
-    "labels_options": _VIEWS,
+    "labels_options": VIEWS,
     "protocol": "E-kd",
 }
 #: On digits: a ConvNet of two blocks with batch norms, taught in seconds.
@@ -100,9 +102,9 @@ _FAILS = (
 
 def _with(**values: Any) -> dict[str, Any]:
     """The recovery with other settings; options are merged."""
-    merged = {**_RECOVER, **values}
+    merged = {**RECOVER, **values}
     for options in ("objective_options", "labels_options", "teacher"):
-        merged[options] = {**_RECOVER[options], **values.get(options, {})}
+        merged[options] = {**RECOVER[options], **values.get(options, {})}
     return merged
 
 
@@ -130,7 +132,7 @@ SRE2L = Recipe(
     family="teacher",
     title="items that a teacher knows and whose statistics are those its batch norms remember",
     citation=_SRE2L,
-    defaults=_RECOVER,
+    defaults=RECOVER,
     idea=(
         "Everything is asked of one trained network: that it recognises the class of each item, and that in every "
         "batch norm the mean and the variance over a batch of items are those it remembers of the real data. Then it "
