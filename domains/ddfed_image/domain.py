@@ -28,7 +28,9 @@ DATASETS: dict[str, Callable[[Path | None, Options], RawImages]] = {
     "cifar100": datasets.load_cifar100,
     "folder": datasets.load_folder,
 }
-OPTIONS = ("whitening", "image_size", "channels")
+OPTIONS = ("whitening", "standardise", "image_size", "channels")
+#: By the field's constants, or by what the training images have.
+STANDARDS = ("constants", "measured")
 #: FRePo and RCIG standardise CIFAR-10 with other deviations than the DC line.
 FREPO_STD = {"cifar10": (0.2470, 0.2435, 0.2616)}
 
@@ -38,6 +40,8 @@ class ImageDomain(Domain):
 
     Options of `load`:
         whitening: ``""``, ``"mtt"`` or ``"frepo"``; see `ddfed_image.zca`.
+        standardise: ``"constants"``, those of the DC line (CIFAR-10 is divided by .20, which is no deviation of its
+            pixels), or ``"measured"``, mean and deviation of each channel over the training images (KIP).
         image_size: data set ``folder`` only: side in pixels to resize to.
         channels: data set ``folder`` only: 1 or 3.
     """
@@ -51,6 +55,7 @@ class ImageDomain(Domain):
         self.check_name("data set", dataset, tuple(DATASETS))
         self.check_options(options, OPTIONS)
         whitening = zca.check(options.get("whitening") or "")
+        measured = _is_measured(options, whitening)
         _check_form_options(dataset, options)
         raw = DATASETS[dataset](Path(root) if root is not None else None, options)
         info = TaskInfo(
@@ -58,7 +63,7 @@ class ImageDomain(Domain):
             dataset=dataset,
             shape=tuple(raw.train_inputs.shape[1:]),
             classes=raw.classes,
-            space=_space(dataset, raw, whitening),
+            space=_space(dataset, raw, whitening, measured),
             cell_axes=(-2, -1),
             mirror_axis=-1 if raw.mirrors else None,
             licence=raw.licence,
@@ -131,11 +136,22 @@ def _check_form_options(dataset: str, options: Mapping[str, Any]) -> None:
         )
 
 
-def _space(dataset: str, raw: RawImages, whitening: str) -> Space:
+def _is_measured(options: Mapping[str, Any], whitening: str) -> bool:
+    given = options.get("standardise", STANDARDS[0])
+    if given not in STANDARDS:
+        raise ConfigError(
+            f"option standardise = {given!r} is unknown.{suggest(str(given), STANDARDS)} Possible: {one_of(STANDARDS)}"
+        )
+    if given == "measured" and whitening:
+        raise ConfigError(f"whitening {whitening!r} has constants of its own; leave standardise = 'measured' out")
+    return bool(given == "measured")
+
+
+def _space(dataset: str, raw: RawImages, whitening: str, measured: bool) -> Space:
     """The space before whitening: standardised per channel, or plain pixels where MTT's whitening follows."""
     if whitening == "mtt":
         return Space()
-    if not raw.mean:
+    if measured or not raw.mean:
         return Space(*channel_statistics(raw.train_inputs, raw.scale))
     std = FREPO_STD.get(dataset, raw.std) if whitening == "frepo" else raw.std
     return Space(raw.mean, std)

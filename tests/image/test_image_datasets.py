@@ -472,3 +472,23 @@ def test_real_cifar10_parquet(domain, shared):
     # The true deviations, which FRePo uses; those of the DC line are smaller (mean of the deviation within an
     # image). The copy at hand went through JPEG, which takes some contrast.
     np.testing.assert_allclose(std, FREPO_STD["cifar10"], atol=3e-3)
+
+
+def test_values_are_standardised_by_constants_or_by_what_was_measured(domain):
+    by_field, measured = domain.load("digits", None, {}), domain.load("digits", None, {"standardise": "measured"})
+    x = measured.train.all().inputs
+    assert float(x.mean()) == pytest.approx(0, abs=1e-3) and float(x.std(unbiased=False)) == pytest.approx(1, abs=1e-3)
+    natural = [task.info.space.decode(task.train.all().inputs) for task in (by_field, measured)]
+    assert torch.allclose(*natural, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"standardise": "mesured"}, "Did you mean 'measured'"),
+        ({"standardise": "measured", "whitening": "mtt"}, "whitening 'mtt' has constants of its own"),
+    ],
+)
+def test_wrong_standards_are_refused(domain, options, words):
+    with pytest.raises(ConfigError, match=words):
+        domain.load("digits", None, options)
