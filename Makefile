@@ -23,7 +23,7 @@ lint: $(DEV)
 	$(BIN)/mypy
 
 benchmark: $(DEV)
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	$(BIN)/python -m pytest benchmarks
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ddfed needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
