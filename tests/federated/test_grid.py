@@ -16,6 +16,7 @@ from flwr.common.serde import message_to_proto
 from ddfed.errors import ConfigError
 from ddfed_federated.flower import backends, client_app, loop, wire
 from ddfed_federated.flower.grid import LocalGrid
+from ddfed_federated.flower.pool import exit_code
 
 APP = backends.APP
 
@@ -240,3 +241,25 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=100)
     assert done.returncode != 0
     assert "ended with exit code 1 while it started. A script must start the run under" in done.stderr
+
+
+class Reaped:
+    """A process that is gone, and whose code another thread knows only after it has been asked a few times."""
+
+    def __init__(self, asked: int) -> None:
+        self.asked = asked
+
+    def join(self, timeout: float) -> None:
+        """Returns at once, as for any process that is gone."""
+
+    @property
+    def exitcode(self) -> int | None:
+        self.asked -= 1
+        return 7 if self.asked < 0 else None
+
+
+def test_an_exit_code_that_another_thread_reaped_is_waited_for():
+    """A fresh clone said once that a process ended with exit code None."""
+    assert exit_code(Reaped(asked=5), patience=2) == 7
+    begun = time.monotonic()
+    assert exit_code(Reaped(asked=10**6), patience=0.1) is None and time.monotonic() - begun < 1

@@ -19,6 +19,7 @@ import signal
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -230,14 +231,26 @@ class _Worker:
             connection.close()
         if process is None:
             return f"{' '.join(str(error).split())}. {_START_HINT}"
-        process.join(timeout=2)
-        if process.exitcode is None:
+        code = exit_code(process, 2)
+        if code is None:
             process.kill()
-            process.join(timeout=5)
-        code = process.exitcode
+            code = exit_code(process, 5)
         if self._failed_starts:
             return f"a worker process ended with exit code {code} while it started. {_START_HINT}"
         return f"the client's process ended with exit code {code}" + (" (out of memory?)" if code == -9 else "")
+
+
+def exit_code(process: BaseProcess, patience: float) -> int | None:
+    """The exit code of a process, waited for up to ``patience`` seconds; None if it has none by then.
+
+    Another thread that starts a process reaps all that have ended, and for a moment nobody knows their codes:
+    `multiprocessing` then says None of a process that is gone, and joining it returns at once.
+    """
+    deadline = time.monotonic() + patience
+    process.join(timeout=patience)
+    while process.exitcode is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process.exitcode
 
 
 class WorkerPool:
