@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,14 +30,15 @@ Choose = Callable[..., Tensor]
 Compose = Callable[..., Tensor]
 
 
-class _Optioned:
+class _Optioned(ABC):
     """Options are the keyword-only parameters of `functions`; their annotations say what is possible."""
 
     name: str
 
     @property
+    @abstractmethod
     def functions(self) -> tuple[Callable[..., Any], ...]:
-        raise NotImplementedError
+        """Whose options they are."""
 
     @property
     def defaults(self) -> dict[str, Any]:
