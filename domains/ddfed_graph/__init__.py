@@ -1,0 +1,1 @@
+"""Graphs: node classification on one graph, and sets of graphs."""
