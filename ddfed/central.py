@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from ddfed.devices import resolve_device, set_threads
 from ddfed.distill import Checkpointing, StepEvent, distill, empty_store
 from ddfed.domain import Domain, Network
 from ddfed.errors import ConfigError, one_of
-from ddfed.evaluate import Measurement, evaluate
+from ddfed.evaluate import Bench, Measurement, check_baseline, evaluate
 from ddfed.gate import PlainGate
 from ddfed.hookspecs import hookimpl
 from ddfed.kit import check_labels, empty_labels, objective_of
+from ddfed.ledger import PrivacyEvent
 from ddfed.match import Objective
 from ddfed.registry import manager, registry
 from ddfed.runs import RunFolder
@@ -114,6 +115,13 @@ def check_distill(settings: DistillSettings) -> None:
     check_parts(parts, domain, task.info)
     for network in settings.evaluate.networks:
         domain.network(network, task.info)
+    for baseline in settings.evaluate.baselines or domain.baselines:
+        check_baseline(baseline)
+    if parts.keep.every and task.validation is None:
+        raise ConfigError(
+            f"distill.keep.every = {parts.keep.every} chooses an iterate by validation rows, and {task.info.dataset!r} "
+            f"has none. Set distill.keep.every = 0 for the last iterate."
+        )
     if settings.evaluate.protocol:
         registry().get("protocol", settings.evaluate.protocol, "evaluate.protocol")
     if parts.init != "noise" and not parts.top_up:
@@ -174,7 +182,7 @@ def run_distill(
         known,
         lambda row: folder.event("evaluation", **row.to_json()),
     )
-    summary = _summary(settings, folder, task, syn, rows, distilled_s, threads, device)
+    summary = _summary(settings, folder, task, syn, rows, distilled_s, threads, device, domain.facts(syn, task))
     folder.write_summary(summary)
     return summary
 
@@ -262,6 +270,7 @@ def _distilled(
             Streams(settings.run.seed),
             device=device,
             checkpointing=Checkpointing(folder.checkpoint, settings.run.checkpoint_every, saved),
+            judge=_tried(settings, task, domain, gate, device),
         )
     finally:
         manager().unregister(recorder)
@@ -273,6 +282,25 @@ def _distilled(
     )
 
 
+def _tried(
+    settings: DistillSettings, task: Task, domain: Domain, gate: PlainGate, device: torch.device
+) -> Callable[[SyntheticSet], float] | None:
+    """How good a set is on the validation rows: the accuracy of networks trained on it as its protocol says."""
+    keep, rows = settings.distill.keep, task.validation
+    if not keep.every or rows is None:
+        return None
+    # Validation rows judge here, so they cannot choose an epoch as well.
+    trial, networks = replace(task, test=rows, validation=None), settings.evaluate.networks[:1]
+
+    def judge(syn: SyntheticSet) -> float:
+        gate.ledger.append(PrivacyEvent("raw", "accuracy on validation rows, which chooses the iterate", gate.scope))
+        streams = Streams(settings.run.seed).child("keep")
+        bench = Bench(syn, trial, domain, repeats=keep.repeats, baselines=(), streams=streams, device=device)
+        return bench.tables(networks, epochs=keep.epochs)[0].mean
+
+    return judge
+
+
 def _summary(
     settings: DistillSettings,
     folder: RunFolder,
@@ -282,6 +310,7 @@ def _summary(
     distilled_s: float,
     threads: int,
     device: torch.device,
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     recipe = registry().load("recipe", settings.method)
     published = [vars(p) for p in recipe.published if (p.dataset, p.ipc) == (task.info.dataset, settings.distill.ipc)]
@@ -301,6 +330,7 @@ def _summary(
         "artifact": syn.content_hash,
         "items": len(syn),
         "stored_bytes": syn.store.size_bytes,
+        "facts": facts,
         "privacy": dict(syn.privacy),
         "seconds": {"distil": round(distilled_s, 2), "evaluate": round(sum(r.seconds for r in rows), 2)},
         "machine": {"threads": threads, "device": str(device)},

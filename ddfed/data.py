@@ -56,11 +56,12 @@ class Batch:
     """Some real rows, ready for a network.
 
     Args:
-        inputs: model-space values, shape (rows, *item), float32.
+        inputs: model-space values, shape (rows, *item), float32. Where a row cannot be seen apart from others (a node
+            and its graph), an object of the domain's that has a length and ``to``, and that its networks understand.
         classes: hard class of each row, shape (rows,), int64; used for grouping.
     """
 
-    inputs: Tensor
+    inputs: Any
     classes: Tensor
 
     def __len__(self) -> int:
@@ -119,6 +120,22 @@ class RealData:
         natural = self.inputs[rows].to(torch.float32) * self.scale
         return Batch(self.info.space.encode(natural), self.labels[rows])
 
+    def items(self, rows: Tensor, coupled: bool = False) -> Tensor:
+        """Rows as a store is filled with them, (k, *item) in model space: what of a row is its own.
+
+        Args:
+            rows: row numbers, (k,).
+            coupled: for a store of coupled rows (`ddfed.store.Store.coupled`), with what lies between them, in the form
+                that such a store decodes to. Only a domain with coupled rows has one.
+        """
+        if coupled:
+            raise DataError(f"rows of {self.info.dataset!r} have nothing between them; take a store of separate rows")
+        return self.batch(rows).inputs
+
+    def passes(self, rows: Tensor, chunk: int) -> tuple[Tensor, ...]:
+        """The rows in as few passes through a network as ``chunk`` allows, of about equal size."""
+        return rows.chunk(max(1, -(-len(rows) // chunk)))
+
     def all(self) -> Batch:
         """Every row in model space; mind the memory (32x32 colour images: 12 kB each)."""
         return self.batch(torch.arange(len(self)))
@@ -140,12 +157,14 @@ class Task:
     Args:
         info: public facts.
         train: the data to distil.
-        test: touched by evaluation only.
+        test: touched by evaluation only, once, at its end.
+        validation: rows by which an epoch or an iterate is chosen; None where a data set has none of its own.
     """
 
     info: TaskInfo
     train: RealData
     test: RealData
+    validation: RealData | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
     def limit(self, train: int | None, test: int | None) -> Task:

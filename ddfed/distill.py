@@ -19,6 +19,7 @@ from ddfed.devices import keep_memory, memory_advice
 from ddfed.domain import Domain
 from ddfed.errors import DivergedError
 from ddfed.gate import Gate
+from ddfed.keeping import Keeper
 from ddfed.kit import Kit, StepEvent, assemble, empty_store
 from ddfed.match import Cotangent, Judgement
 from ddfed.registry import manager
@@ -53,6 +54,7 @@ def distill(
     start: Mapping[str, Tensor] | None = None,
     device: torch.device | None = None,
     checkpointing: Checkpointing | None = None,
+    judge: Callable[[SyntheticSet], float] | None = None,
 ) -> SyntheticSet:
     """Distil what the gate answers for into a synthetic set.
 
@@ -67,6 +69,7 @@ def distill(
         start: stored values to start from instead of ``parts.init`` (names of the store's tensors).
         device: where networks and rows live; the CPU by default.
         checkpointing: how to save and resume; a resumed run equals the uninterrupted one.
+        judge: how good a set is on validation rows, for ``parts.keep``; None where there are none.
 
     Returns:
         The set, with its recipe, data facts and privacy events in the card.
@@ -78,6 +81,7 @@ def distill(
         MemoryExceededError: a step did not fit in memory.
     """
     keep_memory()
+    keeper = Keeper(parts, judge and (lambda kit, step: judge(_released(kit, gate))))
     saved = checkpointing.resume if checkpointing else None
     taught = saved.get("teachers", {}) if saved else {}
     with memory_advice(f"{scope}: setting up", _less_memory(parts)):
@@ -94,6 +98,7 @@ def distill(
             taught=taught,
         )
     first = kit.restore(saved) if saved else 0
+    keeper.load(saved["keeper"] if saved else {})
     for stage in range(kit.stage, kit.stages.count):
         with memory_advice(f"{scope}: setting up stage {stage + 1}", _less_memory(parts)):
             if stage != kit.stage:
@@ -104,9 +109,11 @@ def distill(
                 loss = outer_step(kit, kit.now, gate, kit.context.streams, step - begin, scope)
                 kit.pool.advance(step - begin, partial(kit.decoded, step - begin), kit.labels.loss)
             manager().hook.ddfed_on_step(event=StepEvent(scope, step + 1, parts.steps, {"loss": loss}))
+            keeper.look(kit, step + 1)
             if checkpointing and ((step + 1) % checkpointing.every == 0 or step + 1 == parts.steps):
-                checkpointing.save(kit.snapshot(step + 1))
+                checkpointing.save({**kit.snapshot(step + 1), "keeper": keeper.state()})
         kit.leave()
+    keeper.restore(kit)
     with memory_advice(f"{scope}: labels after the last step", _less_memory(parts)):
         kit.teach(finished=True)
     for stored in (*kit.store.params.values(), *kit.labels.params.values()):
@@ -115,13 +122,22 @@ def distill(
                 f"{scope}: the stored values are not finite after outer step {parts.steps} (lr {parts.lr}, label_lr "
                 f"{parts.label_lr}). Lower distill.lr or distill.label_lr, or set distill.clamp = true."
             )
+    return _released(kit, gate).with_provenance(**keeper.provenance)
+
+
+def _released(kit: Kit, gate: Gate) -> SyntheticSet:
+    """The set as the kit holds it."""
     return SyntheticSet(
         info=gate.info,
         store=kit.store,
         labels=kit.labels,
-        protocol=parts.protocol,
-        training=kit.training(),
-        provenance={"settings": parts.model_dump(mode="json"), "seed": streams.root, "torch": torch.__version__},
+        protocol=kit.parts.protocol,
+        training=kit.training() if kit.asked else kit.objective.training(),
+        provenance={
+            "settings": kit.parts.model_dump(mode="json"),
+            "seed": kit.streams.root,
+            "torch": torch.__version__,
+        },
         privacy={"statement": gate.ledger.statement(), "events": gate.ledger.to_json()},
     )
 
@@ -169,6 +185,7 @@ def outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, step
                 items=items,
                 teachers=kit.teachers,
                 represent=kit.represent if kit.labels.represents else None,
+                coupled=kit.store.coupled,
             )
         )
         if not math.isfinite(cotangent.loss) or not bool(torch.isfinite(cotangent.x).all()):

@@ -124,6 +124,8 @@ class Domain(ABC):
     augmentations: ClassVar[tuple[str, ...]] = ("none",)
     #: formats that `export` writes, the default first
     export_formats: ClassVar[tuple[str, ...]] = ()
+    #: rows that stand beside every result unless somebody says otherwise; see `ddfed.evaluate.Bench`
+    baselines: ClassVar[tuple[str, ...]] = ("random", "label-only", "full")
 
     @abstractmethod
     def load(self, dataset: str, root: Path | None, options: Mapping[str, Any]) -> Task:
@@ -164,6 +166,14 @@ class Domain(ABC):
     def default_network(self, info: TaskInfo) -> str:
         """The network used when none is asked for."""
         return self.models[0]
+
+    def default_judge(self, info: TaskInfo) -> str:
+        """The network that is trained on a finished set when none is asked for."""
+        return self.default_network(info)
+
+    def facts(self, syn: SyntheticSet, task: Task) -> dict[str, Any]:
+        """What people of this modality want to know of a set beside its accuracy, JSON values; for summaries."""
+        return {}
 
     def check_name(self, kind: str, name: str, options: tuple[str, ...]) -> str:
         """``name`` if it is one of ``options``, else an error with the near name."""

@@ -230,7 +230,7 @@ class PlainGate(Gate):
         if not len(rows):
             raise DataError(f"query {query.name!r} found no rows of the classes {query.classes} in {self.scope!r}")
         begin = 0
-        for part in self._passes(rows):
+        for part in self.data.passes(rows, self.chunk):
             with torch.no_grad():
                 values = contribution(self.data.batch(part)).to(torch.float32)
             if values.ndim != 2 or len(values) != len(part):
@@ -247,15 +247,11 @@ class PlainGate(Gate):
         self.ledger.append(PrivacyEvent("none", query.name, self.scope))
         rows = self._draw(query, generator)
         total = [torch.zeros_like(p) for p in parameters]
-        for part in self._passes(rows):
+        for part in self.data.passes(rows, self.chunk):
             # Summing before differentiating equals summing per-example gradients, at the cost of one backward.
             for held, grad in zip(total, torch.autograd.grad(loss(self.data.batch(part)).sum(), parameters)):
                 held += grad
         return total, len(rows)
-
-    def _passes(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """The rows in as few parts as the chunk allows, of about equal size."""
-        return rows.chunk(max(1, -(-len(rows) // self.chunk)))
 
     def _draw(self, query: Query, generator: torch.Generator) -> Tensor:
         index = [self.data.class_index[c] for c in query.classes]

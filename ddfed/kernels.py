@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddfed.errors import ConfigError, DivergedError, suggest
+from ddfed.errors import ConfigError, DivergedError, one_of, suggest
+from ddfed.registry import registry
 
 #: (n, *item), (m, *item) -> (n, m)
 Kernel = Callable[[Tensor, Tensor], Tensor]
@@ -19,7 +20,7 @@ _NTK = re.compile(r"ntk-fc([0-9])")
 
 
 def kernel_named(name: str) -> Kernel:
-    """The kernel of rows called ``name``: ``linear``, or ``ntk-fc1`` with the number of hidden layers, 0 to 9.
+    """The kernel of rows called ``name``: ``linear``, ``ntk-fc1`` with its number of hidden layers, or a plugin's.
 
     Raises:
         ConfigError: no such kernel.
@@ -27,10 +28,14 @@ def kernel_named(name: str) -> Kernel:
     if name == "linear":
         return linear
     found = _NTK.fullmatch(name)
+    if found is None and name in registry().names("kernel"):
+        kernel: Kernel = registry().load("kernel", name)
+        return kernel
     if found is None:
+        named = ("linear", *registry().names("kernel"))
         raise ConfigError(
-            f"unknown kernel {name!r}.{suggest(name, ('linear', 'ntk-fc1'))} Possible: 'linear', and 'ntk-fc1' with a "
-            f"number of hidden layers from 0 to 9"
+            f"unknown kernel {name!r}.{suggest(name, (*named, 'ntk-fc1'))} Possible: {one_of(named)}, and 'ntk-fc1' "
+            f"with a number of hidden layers from 0 to 9"
         )
     return partial(ntk, depth=int(found[1]))
 

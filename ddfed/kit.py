@@ -306,6 +306,7 @@ def assemble(
     context.teachers = teachers = Teachers(context, parts.teacher.training(), builders)
     teachers.load(taught or {})
     # Selection makes no step, so it needs no network at all.
+    context.coupled = store.coupled
     kind = registry().load("pool", parts.pool, "distill.pool")
     pool: ModelPool = kind(context, **parts.pool_options) if parts.steps else _NoPool(context)
     context.trained = pool.trained
@@ -340,6 +341,8 @@ def assemble(
             )
     if stages.count > 1:
         _check_stages(kit)
+    if store.coupled:
+        _check_coupled(kit)
     kit.teach()
     if labels.begins_taught:
         kit.begin_labels()
@@ -387,6 +390,23 @@ def _check_stages(kit: Kit) -> None:
             f"objective {parts.objective!r} learns the steps of one training on the whole set, and stages are trained "
             f"on one after another. Set distill.stages.count = 1."
         )
+
+
+def _check_coupled(kit: Kit) -> None:
+    """Refuse parts that would take rows apart which a network must see together."""
+    parts, why = kit.parts, f"store {kit.parts.store!r} decodes to rows that a network must see together"
+    instead = "take a store of separate rows, such as 'pixels'"
+    for judge in kit.objective.members if parts.steps else ():
+        if not judge.takes_coupled:
+            raise ConfigError(f"{why}, and objective {judge.name!r} takes them apart; {instead}, or another engine.")
+    if parts.scope != "joint":
+        raise ConfigError(f"{why}, and scope = {parts.scope!r} steps class by class. Set distill.scope = 'joint'.")
+    if kit.augmentation is not None:
+        raise ConfigError(f"{why}, and augment = {parts.augment!r} changes each alone. Set distill.augment = 'none'.")
+    if kit.labels.of_batches or kit.labels.taught:
+        raise ConfigError(f"{why}, and labels {parts.labels!r} are made row by row; {instead}, or labels 'hard'.")
+    if kit.stages.count > 1:
+        raise ConfigError(f"{why}, and stages take them apart. Set distill.stages.count = 1.")
 
 
 def _committee(teachers: Sequence[Network]) -> Network:
@@ -472,9 +492,10 @@ def _initialise(
     if start is not None:
         store.load(start)
         return
-    shape = (store.items, store.seeds_per_item, *gate.info.shape)
+    leading = (store.items, store.seeds_per_item)
     per_class = store.items // len(context.classes)
     if parts.init == "noise":
+        shape = (*leading, *gate.info.shape)
         store.fill(torch.randn(shape, generator=context.streams.torch("init noise")), context.streams.child("store"))
         return
     selector = registry().load("selector", parts.init, "distill.init")
@@ -487,5 +508,6 @@ def _initialise(
         parts.init_options,
         top_up=parts.top_up,
         ipc=parts.ipc,
+        coupled=store.coupled,
     )
-    store.fill(inputs.view(shape), context.streams.child("store"))
+    store.fill(inputs.view(*leading, *inputs.shape[1:]), context.streams.child("store"))

@@ -24,7 +24,10 @@ class Outer:
 
     def __init__(self, store: Store, labels: LabelStore, parts: PartSettings) -> None:
         self.store, self.clamp, self.decay, self.parts = store, parts.clamp, parts.ema, parts
-        groups: list[dict[str, Any]] = [{"params": list(store.params.values()), "lr": parts.lr}]
+        rates = store.rates()
+        usual = [p for name, p in store.params.items() if name not in rates]
+        groups: list[dict[str, Any]] = [{"params": usual, "lr": parts.lr}] if usual else []
+        groups += [{"params": [store.params[name]], "lr": rate} for name, rate in rates.items()]
         if labels.params:
             groups.append({"params": list(labels.params.values()), "lr": parts.label_lr})
             if parts.optimizer == "sgd" and parts.label_momentum is not None:
@@ -49,6 +52,8 @@ class Outer:
                 group["lr"] = group["peak"] * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * passed)))
         self.optimizer.zero_grad()
         rows.backward(cotangent.x.to(rows))
+        for name in set(self.store.params) - self.store.learns(number):
+            self.store.params[name].grad = None  # the optimiser then leaves it, and its moments, as they are
         if cotangent.y is not None:
             targets.backward(cotangent.y.to(targets))
         if self.parts.clip:

@@ -33,6 +33,7 @@ KINDS = {
     "sampler": "a choice of the real rows of a step",
     "pool": "a schedule of the networks that judge",
     "selector": "a choice of real items, and the initialisation of synthetic ones",
+    "kernel": "a kernel of rows, for regression",
     "protocol": "an evaluation recipe",
     "federated": "a federated method",
     "partitioner": "a split of the data among clients",

@@ -109,6 +109,15 @@ class StageSettings(Settings):
     epochs: int = Field(20, ge=1, description="of the protocol's, on each finished part, before a network judges")
 
 
+class KeepSettings(Settings):
+    """Keep the iterate that does best on validation rows instead of the last one (central runs)."""
+
+    every: int = Field(0, ge=0, description="outer steps between trials of the set as it is; 0 keeps the last")
+    begins: float = Field(0.0, ge=0, lt=1, description="part of the outer steps before the first trial")
+    epochs: int = Field(200, ge=1, description="of the protocol, for the network that tries it")
+    repeats: int = Field(1, ge=1, description="networks that try it; their mean counts")
+
+
 class TermSettings(Settings):
     """An objective that rides on the recipe's own."""
 
@@ -147,6 +156,7 @@ class PartSettings(Settings):
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="options of the sampler, below")
     scope: Literal["joint", "sequential"] = Field("joint", description="one step for all classes, or one per class")
     stages: StageSettings = StageSettings()
+    keep: KeepSettings = KeepSettings()
     optimizer: Literal["sgd", "adam"] = Field("sgd", description="of the stored values: sgd or adam")
     lr: float = Field(1.0, gt=0, description="step size of the stored values")
     momentum: float = Field(0.5, ge=0, lt=1, description="of SGD")
@@ -173,10 +183,10 @@ class EvaluateSettings(Settings):
     networks: tuple[str, ...] = Field((), description="networks trained on the set; empty for the domain's default")
     repeats: int = Field(3, ge=1, description="fresh networks per row of the table")
     epochs: int | None = Field(None, ge=1, description="overrides the protocol's epochs; said in every table")
-    baselines: tuple[Literal["random", "label-only", "full"], ...] = Field(
-        ("random", "label-only", "full"),
-        description="rows beside the result: random items of the budget, the same with soft labels, full data at "
-        "equal steps",
+    baselines: tuple[str, ...] | None = Field(
+        None,
+        description="rows beside the result: random (items of the budget), label-only (the same with soft labels), "
+        "full (data, at equal steps), or a selector such as herding (herding:1 for one of a class); none for the domain's",
     )
     teacher_steps: int | None = Field(
         None,

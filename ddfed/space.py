@@ -7,6 +7,7 @@ so a `Space` travels inside every artifact.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +24,7 @@ class Space:
     Args:
         mean: per-channel mean in natural values, or empty for none.
         std: per-channel standard deviation, or empty for none.
-        low: smallest natural value that means something; with ``high`` it bounds clamping and display.
+        low: smallest natural value that means something, -inf for any; with ``high`` it bounds clamping and display.
         high: largest natural value that means something.
         whitening: name of the whitening definition, empty for none (see `ddfed_image.zca`).
         tensors: with whitening, ``center`` (d,) and ``matrix`` (d, d), float32: model = (x - center) @ matrix.
@@ -104,8 +105,8 @@ class Space:
             "kind": self.kind,
             "mean": list(self.mean),
             "std": list(self.std),
-            "low": self.low,
-            "high": self.high,
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
             "whitening": self.whitening,
         }
 
@@ -116,8 +117,8 @@ class Space:
             return cls(
                 mean=tuple(card["mean"]),
                 std=tuple(card["std"]),
-                low=card["low"],
-                high=card["high"],
+                low=-math.inf if card["low"] is None else card["low"],
+                high=math.inf if card["high"] is None else card["high"],
                 whitening=card["whitening"],
                 tensors=tensors,
             )

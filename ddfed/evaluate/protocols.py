@@ -27,7 +27,7 @@ class Protocol:
         lr: initial step size.
         momentum: of SGD.
         weight_decay: of SGD, on all parameters.
-        batch: rows per step.
+        batch: rows per step; 0 for all, in their order.
         augment: name of the domain's augmentation for training, one draw per row.
         augment_for: other augmentations for some data sets, with the epochs that go with them.
         drops: (fraction of the epochs, factor) of each fall of the step size.
@@ -47,6 +47,8 @@ class Protocol:
         probe: above 0, the network is trained for its features: what counts is a linear map from them to classes that
             is fitted to real training rows, with this ridge; see `ddfed.evaluate.training.probed`.
         probe_rows: of each class that the map is fitted to, new ones for each network; 0 for all.
+        choose: every so many epochs the network is tried on the data's validation rows, and the best is what counts; 0,
+            and data without such rows, for the last epoch. Test rows choose nothing.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Protocol:
     stage_lrs: tuple[float, ...] = ()
     probe: float = 0.0
     probe_rows: int = 0
+    choose: int = 0
 
     def for_set(self, training: Mapping[str, Any]) -> Protocol:
         """The recipe with what a set asks of its training.
@@ -121,6 +124,8 @@ class Protocol:
 
     def on_full_data(self, rows: int, size: int) -> Protocol:
         """About as many steps on ``size`` rows in random batches as this recipe makes on a set of ``rows``."""
+        if not self.batch:
+            return self
         steps = len(self.lrs) or self.epochs * math.ceil(rows / self.batch)
         epochs = max(1, round(steps / math.ceil(size / self.batch)))
         mean = sum(self.lrs) / len(self.lrs) if self.lrs else self.lr

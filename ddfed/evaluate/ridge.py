@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ddfed.kernels import kernel_named, ntk, ridge_weights
@@ -20,13 +21,13 @@ class KernelRegression:
     """
 
     def __init__(self, x: Tensor, targets: Tensor, kernel: str = "ntk-fc1", ridge: float = 1e-6) -> None:
-        self.x, self.kernel = x.double().cpu(), kernel_named(kernel)
+        self.x, self.kernel = x.to("cpu", torch.float64), kernel_named(kernel)
         gram = self.kernel(self.x, self.x)
         self.weights = ridge_weights(gram, targets.double().cpu(), ridge * float(gram.diagonal().mean()))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Scores of the classes, (rows, classes)."""
-        return self.kernel(x.double().cpu(), self.x) @ self.weights
+        return self.kernel(x.to("cpu", torch.float64), self.x) @ self.weights
 
 
 __all__ = ["KernelRegression", "ntk", "ridge_weights"]

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,21 +15,22 @@ from torch import Tensor
 from ddfed.artifact import SyntheticSet
 from ddfed.data import RealData, Task
 from ddfed.domain import Augmentation, Domain, Network
-from ddfed.errors import ArtifactError, ConfigError, DataError
+from ddfed.errors import ArtifactError, ConfigError, DataError, one_of, suggest
 from ddfed.evaluate.protocols import Protocol, RidgeProtocol
 from ddfed.evaluate.ridge import KernelRegression
-from ddfed.evaluate.training import Quality, Rows, probed, quality, train, train_in_stages
+from ddfed.evaluate.training import Quality, Rows, accuracy, probed, quality, train, train_in_stages
 from ddfed.gate import PlainGate
 from ddfed.pool import PoolContext, Training, trained_network
 from ddfed.registry import registry
 from ddfed.seeds import Streams, isolated
+from ddfed.select import initial_inputs
 from ddfed.stages import Stages
 from ddfed.store import HardLabels, LabelStore, Lesson, TeacherLabels
 
 Report = Callable[[str, int, int], None]
 Recipe = Protocol | RidgeProtocol
 
-#: Rows that stand beside every result unless somebody says otherwise.
+#: Rows that every domain has; real items chosen by a selector of the registry may stand there as well.
 BASELINES = ("random", "label-only", "full")
 
 
@@ -88,6 +89,7 @@ class Material:
         labels: whose loss, regression targets and stored batches go with the targets.
         stages: in which the rows are trained on, where the recipe has stages.
         redrawn: gives the rows of an epoch where they are drawn anew; None where they stay.
+        coupled: a network must see the rows together; see `ddfed.store.Store.coupled`.
     """
 
     rows: Rows
@@ -95,6 +97,7 @@ class Material:
     labels: LabelStore
     stages: Stages | None = None
     redrawn: Callable[[torch.Generator], Rows] | None = None
+    coupled: bool = False
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, labels: LabelStore) -> Material:
@@ -123,7 +126,8 @@ class Subject:
 def synthetic_subject(syn: SyntheticSet, name: str, device: torch.device) -> Subject:
     """The set itself; decoded once, unless its rows are drawn anew for every epoch."""
     x, y = (t.to(device) for t in syn.decoded())
-    material, note = replace(Material.of(x, y, syn.labels), stages=syn.stages), ""
+    material = replace(Material.of(x, y, syn.labels), stages=syn.stages, coupled=syn.store.coupled)
+    note = ""
     if syn.redraws:
 
         def redrawn(generator: torch.Generator) -> Rows:
@@ -145,7 +149,7 @@ def random_subject(syn: SyntheticSet, real: RealData, streams: Streams, device: 
     note = "real items, same number per class, new ones for each network"
     if syn.redraws:
         note = "real items of the same bytes per class, as many as there are, new ones for each network"
-    return _drawn_subject("random", _budget(syn, real), real, streams, device, note)
+    return _drawn_subject("random", _budget(syn, real), real, streams, device, note, syn.store.coupled)
 
 
 def same_rows_subject(syn: SyntheticSet, real: RealData, streams: Streams, device: torch.device) -> Subject:
@@ -157,13 +161,19 @@ def same_rows_subject(syn: SyntheticSet, real: RealData, streams: Streams, devic
 
 
 def _drawn_subject(
-    name: str, counts: Sequence[int], real: RealData, streams: Streams, device: torch.device, note: str
+    name: str,
+    counts: Sequence[int],
+    real: RealData,
+    streams: Streams,
+    device: torch.device,
+    note: str,
+    coupled: bool = False,
 ) -> Subject:
-    """Real items with hard labels, so many of each class."""
+    """Real items with hard labels, so many of each class; beside a coupled set with what lies between them."""
 
     def make(repeat: int) -> Material:
-        x, classes = _random_items(counts, real, streams, repeat, device)
-        return Material.of(x, classes, HardLabels(classes, real.info.num_classes))
+        x, classes = _random_items(counts, real, streams, repeat, device, coupled)
+        return replace(Material.of(x, classes, HardLabels(classes, real.info.num_classes)), coupled=coupled)
 
     return Subject(name, sum(counts), make, note, varies=True)
 
@@ -173,12 +183,12 @@ def _budget(syn: SyntheticSet, real: RealData) -> list[int]:
 
 
 def _random_items(
-    counts: Sequence[int], real: RealData, streams: Streams, repeat: int, device: torch.device
+    counts: Sequence[int], real: RealData, streams: Streams, repeat: int, device: torch.device, coupled: bool = False
 ) -> tuple[Tensor, Tensor]:
     generator = streams.torch("random subset", repeat)
     picks = [m[torch.randperm(len(m), generator=generator)[:n]] for m, n in zip(real.class_index, counts)]
-    batch = real.batch(torch.cat(picks))
-    return batch.inputs.to(device), batch.classes.to(device)
+    rows = torch.cat(picks)
+    return real.items(rows, coupled).to(device), real.labels[rows].to(device)
 
 
 def full_subject(real: RealData, device: torch.device, note: str) -> Subject:
@@ -219,7 +229,8 @@ def measure(
         else:
             net = fresh_network(domain, task, network, streams, repeat, device, material.labels.outputs)
             names = streams.child("evaluation", network, repeat)
-            _train(net, material, task, domain, protocol, names, _reporter(report, text, protocol.epochs))
+            with isolated(names.seed("noise")):  # a network's own randomness, such as dropout
+                _train(net, material, task, domain, protocol, names, _reporter(report, text, protocol.epochs))
             found.append(_judged(net, task, protocol, streams.torch("probe", repeat)))
     return Measurement(
         subject.name,
@@ -293,6 +304,8 @@ def _train(
         on_epoch=on_epoch,
         replay=replay,
         redrawn=material.redrawn,
+        coupled=material.coupled,
+        judge=None if task.validation is None else partial(accuracy, data=task.validation),
     )
 
 
@@ -301,7 +314,7 @@ def _regressed(material: Material, task: Task, protocol: RidgeProtocol) -> Quali
     x, y = material.rows(torch.arange(material.count))
     fit = KernelRegression(x, material.labels.vectors(y), protocol.kernel, protocol.ridge)
     right = 0
-    for part in torch.arange(len(task.test)).split(1000):
+    for part in task.test.passes(torch.arange(len(task.test)), 1000):
         batch = task.test.batch(part)
         right += int((fit(batch.inputs).argmax(1) == batch.classes).sum())
     return Quality(right / len(task.test))
@@ -326,7 +339,8 @@ class Bench:
         domain: modality adapter.
         name: what tables call the set.
         repeats: fresh networks per row.
-        baselines: of `BASELINES`, as wanted.
+        baselines: of `BASELINES`, or selectors of the registry: ``"herding"`` for real items of the same budget,
+            ``"herding:1"`` for one of each class; None for those of the domain.
         teacher_steps: of the network that labels the row "label-only"; None for two passes over the data, at least
             100 steps. Soft labels of few items want a network that is stopped early.
         teacher_network: which network that is; the domain's default when empty.
@@ -347,7 +361,7 @@ class Bench:
     domain: Domain
     name: str = "distilled"
     repeats: int = 3
-    baselines: tuple[str, ...] = BASELINES
+    baselines: tuple[str, ...] | None = None
     teacher_steps: int | None = None
     teacher_network: str = ""
     streams: Streams = field(default_factory=lambda: Streams(0))
@@ -358,25 +372,51 @@ class Bench:
 
     def __post_init__(self) -> None:
         check_fits(self.syn, self.task)
-        for baseline in self.baselines:
-            if baseline not in BASELINES:
-                raise ConfigError(f"unknown baseline {baseline!r}. Possible: {', '.join(map(repr, BASELINES))}")
+        for baseline in self.beside:
+            check_baseline(baseline)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The baselines that are wanted."""
+        return self.domain.baselines if self.baselines is None else self.baselines
 
     @cached_property
     def teacher(self) -> Network:
         """The network behind the row "label-only": trained once, whatever the number of rows."""
-        held = PlainGate(self.task.train)
-        info, domain = self.task.info, self.domain
-        context = PoolContext(
+        title = f"full data, {self._teacher_name} labels"
+        context = self._context("label-only", lambda what, done, total: _tell(self.report, title, done, total))
+        return trained_network(context, self._training, "teacher")
+
+    def _context(self, name: str, report: Report) -> PoolContext:
+        """What whoever looks at all of the real data may use."""
+        held, info, domain = PlainGate(self.task.train), self.task.info, self.domain
+        return PoolContext(
             build=lambda: domain.network(self._teacher_name, info),
             gate=held,
-            streams=self.streams.child("label-only"),
+            streams=self.streams.child(name),
             classes=held.held(),
             device=self.device,
             augmentation_named=self._augmentation,
-            report=lambda what, done, total: _tell(self.report, f"full data, {self._teacher_name} labels", done, total),
+            report=report,
         )
-        return trained_network(context, self._training, "teacher")
+
+    def selected(self, baseline: str) -> Subject:
+        """Real items that a selector chooses, as many as fit the set's budget or as the baseline says."""
+        name, _, asked = baseline.partition(":")
+        real, rule = self.task.train, registry().load("selector", name, "evaluate.baselines")
+        counts = _budget(self.syn, real)
+        per_class = int(asked) if asked else max(counts)
+        held = [c for c in PlainGate(real).held() if counts[c]]
+
+        def make(repeat: int) -> Material:
+            context = replace(self._context(baseline, lambda *_: None), classes=tuple(held))
+            context.streams = self.streams.child(baseline, repeat)
+            x = initial_inputs(real, rule, per_class, context, top_up=True).to(self.device)
+            classes = torch.tensor(held).repeat_interleave(per_class)
+            return Material.of(x, classes.to(self.device), HardLabels(classes, real.info.num_classes))
+
+        note = f"real items by selector {name!r}, {per_class} of each class"
+        return Subject(baseline, per_class * len(held), make, note, varies=True)
 
     @property
     def _training(self) -> Training:
@@ -426,7 +466,10 @@ class Bench:
     def recipe(self, protocol: str = "", epochs: int | None = None) -> Recipe:
         """An evaluation recipe as it is used for this set; the set's own when none is named."""
         found: Recipe = registry().load("protocol", protocol or self.syn.protocol, "the protocol")
-        return found.for_dataset(self.task.info.dataset).for_set(self.syn.training).with_epochs(epochs)
+        found = found.for_dataset(self.task.info.dataset).for_set(self.syn.training).with_epochs(epochs)
+        if isinstance(found, Protocol) and found.choose and self.task.validation is None:
+            return replace(found, choose=0, name=f"{found.name}, last epoch")
+        return found
 
     def tables(self, networks: Sequence[str] = (), protocol: str = "", epochs: int | None = None) -> list[Measurement]:
         """The set and its baselines for each network; see `evaluate`."""
@@ -437,7 +480,7 @@ class Bench:
                     f"{recipe.name} trains no network, so it cannot take {', '.join(networks)}; name none"
                 )
             return self.table(recipe.kernel, recipe)
-        names = tuple(networks) or (self.domain.default_network(self.task.info),)
+        names = tuple(networks) or (self.domain.default_judge(self.task.info),)
         for network in names:
             with isolated(0):
                 self.domain.network(network, self.task.info)  # a wrong name is found before an hour is spent
@@ -449,14 +492,15 @@ class Bench:
         if isinstance(recipe, Protocol) and recipe.probe:
             bare = replace(self.synthetic(), name="untrained", items=0, note="the network as it is built, probed alike")
             subjects.append((bare, replace(recipe, epochs=0)))
-        if "random" in self.baselines:
+        if "random" in self.beside:
             subjects.append((self.random(), plain))
             if self.syn.redraws:
                 rows = same_rows_subject(self.syn, self.task.train, self.streams, self.device)
                 subjects.append((rows, plain))
-        if "label-only" in self.baselines:
+        subjects += [(self.selected(one), plain) for one in self.beside if one not in BASELINES]
+        if "label-only" in self.beside:
             subjects.append((self.label_only(), plain))
-        if "full" in self.baselines:
+        if "full" in self.beside:
             subjects.append(_full(self.syn, self.task, plain, self.device))
         return [self.measure(subject, network, how) for subject, how in subjects]
 
@@ -507,7 +551,7 @@ def evaluate(
     protocol: str = "",
     epochs: int | None = None,
     repeats: int = 3,
-    baselines: Iterable[str] = BASELINES,
+    baselines: Iterable[str] | None = None,
     teacher_steps: int | None = None,
     streams: Streams | None = None,
     device: torch.device | None = None,
@@ -526,7 +570,7 @@ def evaluate(
         protocol: evaluation recipe; the set's own when empty.
         epochs: overrides the recipe's, and is said in the protocol's name.
         repeats: fresh networks per row.
-        baselines: of ``"random"``, ``"label-only"`` and ``"full"``, as wanted.
+        baselines: of ``"random"``, ``"label-only"``, ``"full"`` and selectors, as wanted; the domain's when None.
         teacher_steps: of the first network on real data, once, for the soft labels of "label-only"; see `Bench`.
         streams: randomness; seed 0 by default.
         device: the CPU by default.
@@ -546,7 +590,7 @@ def evaluate(
         domain,
         name,
         repeats,
-        tuple(baselines),
+        None if baselines is None else tuple(baselines),
         teacher_steps,
         wanted[0] if wanted else "",
         streams or Streams(0),
@@ -572,6 +616,24 @@ def _full(syn: SyntheticSet, task: Task, recipe: Recipe, device: torch.device) -
     full = recipe.on_full_data(len(syn.decoded()[0]), len(task.train))
     note = f"{full.epochs} epochs over all {len(task.train)} rows, about as many steps as on the set"
     return full_subject(task.train, device, note), full
+
+
+def check_baseline(name: str) -> None:
+    """Refuse a row that does not exist, or an odd number of items.
+
+    Raises:
+        ConfigError, UnknownNameError: says what is possible.
+    """
+    if name in BASELINES:
+        return
+    selector, colon, asked = name.partition(":")
+    known = (*BASELINES, *registry().names("selector"))
+    if selector not in known or selector in BASELINES:
+        raise ConfigError(f"unknown baseline {name!r}.{suggest(name, known)} Possible: {one_of(known)}")
+    if colon and not (asked.isdigit() and int(asked)):
+        raise ConfigError(
+            f"baseline {name!r}: after the colon stands the number of items of each class, as in 'random:1'"
+        )
 
 
 def check_fits(syn: SyntheticSet, task: Task) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddfed.data import RealData
 from ddfed.domain import Augmentation, Network
-from ddfed.errors import ArtifactError, DataError, DivergedError
+from ddfed.errors import ArtifactError, ConfigError, DataError, DivergedError
 from ddfed.evaluate.protocols import Protocol
 from ddfed.kernels import ridge_weights
 from ddfed.mixing import beta, cutmix
@@ -38,6 +38,8 @@ def train(
     on_epoch: Callable[[int], None] | None = None,
     replay: Replay | None = None,
     redrawn: Callable[[torch.Generator], Rows] | None = None,
+    coupled: bool = False,
+    judge: Callable[[Network], float] | None = None,
 ) -> Network:
     """Train ``net`` in place as the protocol says.
 
@@ -53,14 +55,24 @@ def train(
         on_epoch: called after each epoch with its 1-based number.
         redrawn: gives the rows of an epoch, for sets whose rows are drawn; ``rows`` is not asked then.
         replay: stored batches, draws, mixing and targets that take the place of drawn ones; nothing else is mixed.
+        coupled: a network must see the rows together and in their order, in one batch.
+        judge: how good the network is on validation rows; with it the weights of the best of every
+            ``protocol.choose`` epochs are kept, the first of equals. None for the last epoch.
 
     Raises:
         ArtifactError: the stored draws are not of this augmentation.
+        ConfigError: the protocol augments or mixes rows that are coupled.
         DataError: there are no rows.
         DivergedError: the loss stopped being finite.
     """
     if not count:
         raise DataError("there is nothing to train on: the set has no rows")
+    if coupled and (augmentation is not None or protocol.cutmix or protocol.mixup):
+        raise ConfigError(
+            f"{protocol.name} changes or mixes rows one by one, and those of this set must be seen together as they "
+            f"are. Use a protocol for graphs, such as E-gcn."
+        )
+    best = _Best(judge if protocol.choose else None)
     rebuilt = protocol.drop_epochs() if protocol.rebuilt and protocol.schedule == "drops" else {}
     optimizer = _optimizer(net, protocol)
     net.train().requires_grad_(True)
@@ -73,7 +85,7 @@ def train(
             rows = redrawn(streams.torch("rows", epoch))
         last = 0.0
         if replay is None:
-            batches, mixing = _drawn(rows, count, protocol, augmentation, generator), protocol
+            batches, mixing = _drawn(rows, count, protocol, augmentation, generator, coupled), protocol
         else:
             batches, mixing = _replayed(replay, rows, count, augmentation, epoch, cell_axes), protocol.without_mixing()
         sizes = protocol.lrs[epoch * protocol.blocks :] or repeat(lr)
@@ -87,9 +99,36 @@ def train(
             last = float(value.detach())
         if not math.isfinite(last):
             raise DivergedError(f"training loss is {last} in epoch {epoch + 1} of {protocol.name} at lr {lr}")
+        if protocol.choose and (epoch + 1) % protocol.choose == 0:
+            best.look(net)
         if on_epoch:
             on_epoch(epoch + 1)
+    best.restore(net)
     return net
+
+
+class _Best:
+    """The best weights seen, by a judge.
+
+    Args:
+        judge: network -> a number, the higher the better; None keeps nothing.
+    """
+
+    def __init__(self, judge: Callable[[Network], float] | None) -> None:
+        self.judge, self.score = judge, -math.inf
+        self.weights: dict[str, Tensor] = {}
+
+    def look(self, net: Network) -> None:
+        if self.judge is None:
+            return
+        score = self.judge(net)
+        net.train()
+        if score > self.score:
+            self.score, self.weights = score, {k: v.detach().clone() for k, v in net.state_dict().items()}
+
+    def restore(self, net: Network) -> None:
+        if self.weights:
+            net.load_state_dict(self.weights)
 
 
 def train_in_stages(
@@ -146,10 +185,17 @@ def _after(on_epoch: Callable[[int], None] | None, passed: int) -> Callable[[int
 
 
 def _drawn(
-    rows: Rows, count: int, protocol: Protocol, augmentation: Augmentation | None, generator: torch.Generator
+    rows: Rows,
+    count: int,
+    protocol: Protocol,
+    augmentation: Augmentation | None,
+    generator: torch.Generator,
+    coupled: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of an epoch: every row once, in a random order or block by block, each with a draw of its own."""
-    if protocol.blocks:
+    if coupled or not protocol.batch:
+        order = [torch.arange(count)]
+    elif protocol.blocks:
         order = [torch.arange(block, count, protocol.blocks) for block in range(protocol.blocks)]
     else:
         order = list(torch.randperm(count, generator=generator).split(protocol.batch))
@@ -230,7 +276,7 @@ def accuracy(net: Network, data: RealData, chunk: int = 500) -> float:
     device = next(net.parameters()).device
     right = 0
     with torch.no_grad():
-        for part in torch.arange(len(data)).split(chunk):
+        for part in data.passes(torch.arange(len(data)), chunk):
             batch = data.batch(part)
             right += int((net(batch.inputs.to(device)).argmax(1).cpu() == batch.classes).sum())
     return right / len(data)
@@ -262,7 +308,7 @@ def quality(net: Network, data: RealData, chunk: int = 500) -> Quality:
     net.eval()
     device = next(net.parameters()).device
     with torch.no_grad():
-        parts = torch.arange(len(data)).split(chunk)
+        parts = data.passes(torch.arange(len(data)), chunk)
         logits = torch.cat([net(data.batch(part).inputs.to(device)).float().cpu() for part in parts])
     right = (logits.argmax(1) == data.labels).double().mean()
     return Quality(
@@ -301,7 +347,7 @@ def _features(net: Network, data: RealData, chunk: int) -> Tensor:
     """What enters the network's last layer, (rows, width) float64."""
     device = next(net.parameters()).device
     with torch.no_grad():
-        parts = torch.arange(len(data)).split(chunk)
+        parts = data.passes(torch.arange(len(data)), chunk)
         return torch.cat([net.embed(data.batch(part).inputs.to(device)).double().cpu() for part in parts])
 
 

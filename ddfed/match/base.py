@@ -103,6 +103,7 @@ class Judgement:
             trained when first asked for.
         represent: inputs -> what a regression of real rows is held against in place of their classes, (rows, width);
             None for classes. See `ddfed.store.LabelStore.represents`.
+        coupled: rows must be shown to a network together and in this order; see `ddfed.store.Store.coupled`.
     """
 
     net: Network
@@ -125,6 +126,7 @@ class Judgement:
     items: Tensor | None = None
     teachers: Callable[[], tuple[Network, ...]] = _no_teachers
     represent: Callable[[Tensor], Tensor] | None = None
+    coupled: bool = False
 
     def ask(self, name: str, rows: int | None, *, top_up: bool = False) -> Query:
         """A query for ``rows`` real rows of each judged class, narrowed by the sampler."""
@@ -163,6 +165,8 @@ class Objective(ABC):
     whole_set: bool = False
     #: can hold real rows against a teacher's representations of them in place of their classes
     represents: bool = False
+    #: can judge rows that a network must see together (`Judgement.coupled`)
+    takes_coupled: bool = False
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:
         unknown = set(options) - set(self.defaults)
@@ -236,8 +240,14 @@ def real_side(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def whole_classes(judgement: Judgement, most: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """The judged classes in groups of at most ``most`` synthetic rows, with those rows; a class is never divided."""
+    """The judged classes in groups of at most ``most`` synthetic rows, with those rows; a class is never divided.
+
+    Coupled rows are one group.
+    """
     j = judgement
+    if j.coupled:
+        yield j.classes, torch.arange(len(j.x))
+        return
     sizes = torch.bincount(j.row_class, minlength=j.gate.info.num_classes).tolist()
     parts: list[list[int]] = []
     filled = most

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.func import functional_call, grad, grad_and_value, vjp, vmap
 
 from ddfed.data import Batch
 from ddfed.domain import Draw, Network
@@ -166,6 +166,43 @@ def judge(
     return vmap(grad_and_value(value, argnums=_leaves(y)))(x, y, share, real)
 
 
+def judge_together(
+    tap: nn.Module,
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    shares: Tensor,
+    real: Statistics,
+    row_loss: RowLoss,
+    gap: Gap,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """As `judge`, for groups of rows that a network must see together: one forward pass, and a backward for each group.
+
+    Args:
+        x, y: all rows.
+        shares: of each row in each group, (groups, rows).
+    """
+
+    def value(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def losses(values: Mapping[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            features, logits = functional_call(tap, dict(values), (x,))
+            return row_loss(logits, y), (features, logits)
+
+        found: Any = vjp(losses, dict(weights), has_aux=True)
+        _, backward, seen = found
+        features, logits = seen
+        gradients = tuple(vmap(lambda share: backward(share)[0])(shares).values())
+        moments: tuple[Tensor, ...] = ()
+        if gap.curvature:
+            residual, inputs = last_layer(features, logits, y, row_loss)
+            weighted = shares.unsqueeze(2) * residual
+            moments = weighted.mT @ inputs, (weighted * residual).mT @ inputs.square()
+        gaps = vmap(gap)(real, Statistics(gradients, moments))
+        return gaps.sum(), gaps
+
+    return grad(value, argnums=_leaves(y), has_aux=True)(x, y)
+
+
 def pull(
     tap: nn.Module,
     weights: Mapping[str, Tensor],
@@ -231,6 +268,7 @@ class GradientMatching(Objective):
 
     name = "gradient"
     second_order = True
+    takes_coupled = True
     defaults = {
         "distance": "rows",
         "layers": "weights",
@@ -275,6 +313,10 @@ class GradientMatching(Objective):
         draw = j.draw_siamese()
         members = self._members(j)
         chosen = torch.cat(members)
+        if j.coupled and not torch.equal(chosen, torch.arange(len(j.x))):
+            raise ConfigError(
+                "objective 'gradient' takes coupled rows class after class, and these are in no such order"
+            )
         rows = j.x[chosen]
         if draw is not None and j.augmentation is not None:
             rows = j.augmentation(rows, draw, j.row_class[chosen])
@@ -283,7 +325,9 @@ class GradientMatching(Objective):
         stream = j.real_stream()
         loss = 0.0
         with _explained(self.options["syn_chunk"]):
-            if self._joint(j):
+            if j.coupled:
+                loss += self._judge_coupled(tap, weights, j, syn, query, stream)
+            elif self._joint(j):
                 parts = [self._real(j, tap, weights, draw, replace(query, classes=(c,)), stream) for c in j.classes]
                 real = _map(lambda *of: torch.cat(of).mean(0, keepdim=True), *parts)
                 loss += self._judge(tap, weights, j, syn, [range(len(j.classes))], real)
@@ -296,6 +340,29 @@ class GradientMatching(Objective):
         x = torch.autograd.grad(rows, j.x, syn.grad_x)[0]
         y = torch.zeros_like(j.y).index_add_(0, chosen.to(j.y.device), syn.grad_y) if j.y.requires_grad else None
         return Cotangent(x, y, loss)
+
+    def _judge_coupled(
+        self,
+        tap: FeaturesAndLogits,
+        weights: Mapping[str, Tensor],
+        j: Judgement,
+        syn: _Syn,
+        query: Query,
+        stream: torch.Generator,
+    ) -> float:
+        """All classes of coupled rows at once; notes the derivatives in ``syn``, returns the sum."""
+        if self.options["syn_rows"] is not None:
+            raise ConfigError("objective 'gradient': syn_rows draws rows that must stay together; set syn_rows = null")
+        real = self._real(j, tap, weights, None, query, stream)
+        groups = [range(i, i + 1) for i in range(len(j.classes))]
+        if self._joint(j):
+            real, groups = _map(lambda of: of.mean(0, keepdim=True), real), [range(len(j.classes))]
+        # Engines number rows class after class, which is the order a coupled store keeps them in.
+        index, share = syn.stacked(groups)
+        shares = torch.zeros(len(groups), len(syn.x)).scatter_add_(1, index, share).to(j.device)
+        grads, values = self._run(judge_together)(tap, weights, syn.x, syn.y, shares, real, j.label_loss, self._gap)
+        syn.note(torch.arange(len(syn.x), device=j.device), grads)
+        return float(values.sum())
 
     def _matched(self, tap: FeaturesAndLogits, net: Network) -> dict[str, Tensor]:
         """The weights that take part, by their names in ``tap``; refuses what the method cannot be held to."""

@@ -169,6 +169,7 @@ class RidgeMatching(Objective):
 
     name = "ridge"
     represents = True
+    takes_coupled = True
     defaults = {
         "kernel": "features",
         "nets": 1,
@@ -270,6 +271,8 @@ class RidgeMatching(Objective):
 
     def _synthetic(self, j: Judgement) -> tuple[Tensor, Tensor, Tensor]:
         """What is fitted: rows, float64 targets, and the class of each row."""
+        if self.options["mirror"] and j.coupled:
+            raise ConfigError("objective 'ridge': coupled rows have no mirror images; set mirror = false")
         x, y, axis = j.x, j.vectors(j.y).to(_solver(j.device), torch.float64), j.gate.info.mirror_axis
         if not self.options["mirror"] or axis is None:
             return x, y, j.row_class

@@ -123,6 +123,7 @@ class MomentMatching(Objective):
     """
 
     name = "moments"
+    takes_coupled = True
     defaults = {"rows": 256, "top_up": False, "terms": {"mean": 1.0}, "syn_chunk": 128}
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:

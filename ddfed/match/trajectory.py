@@ -34,7 +34,7 @@ class TrajectoryMatching(Objective):
 
     Options:
         steps: U, steps of the student.
-        batch: rows of a step; None for all.
+        batch: rows of a step; None for all, which coupled rows always are.
         lr: first value of the student's step size.
         lr_lr, lr_momentum: of its SGD; ``lr_lr`` 0 keeps it.
         lr_floor: it never falls below.
@@ -56,6 +56,7 @@ class TrajectoryMatching(Objective):
     name = "trajectory"
     second_order = True
     whole_set = True
+    takes_coupled = True
     defaults = {
         "steps": 30, "batch": None, "lr": 0.01, "lr_lr": 1e-5, "lr_momentum": 0.5, "lr_floor": 1e-6,
         "adjoint": "exact", "best": False, "threshold": None, "mask": "none", "mask_share": 0.0, "labels": "own",
@@ -103,7 +104,8 @@ class TrajectoryMatching(Objective):
         student = Student(j.net, row_loss, j.augmentation)
         start = student.weights
         streams = j.streams.child("inner", j.step)
-        order = shuffled(len(j.x), self.options["batch"] or len(j.x), streams)
+        batch = len(j.x) if j.coupled else self.options["batch"] or len(j.x)
+        order = shuffled(len(j.x), batch, streams)
         lessons = Lessons(order, j.augmentation, streams)
         run = Unrolled(student, SGD(), j.x, labels, start.new_full((self.options["steps"],), self.lr), lessons)
         last, end = self._trained(run, start, target)

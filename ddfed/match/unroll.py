@@ -56,6 +56,7 @@ class Unrolling(Objective):
     name = "unroll"
     second_order = True
     whole_set = True
+    takes_coupled = True
     defaults = {
         "steps": 30, "window": None, "place": "random", "redraw": 1, "inner": "sgd", "momentum": 0.0, "lr": 0.02,
         "learn_lrs": False, "lr_lr": 0.01, "order": "all", "batch": 10, "blocks": 10, "rows": 1024, "augment": True,
@@ -143,6 +144,11 @@ class Unrolling(Objective):
 
     def _lessons(self, j: Judgement, augmentation: Augmentation | None) -> Lessons:
         order, batch, streams = self.options["order"], self.options["batch"], j.streams.child("inner", j.step)
+        if j.coupled and order != "all":
+            raise ConfigError(
+                f"objective 'unroll': order = {order!r} takes rows apart that a network must see together; set order = "
+                f"'all'"
+            )
         if order == "blocks":
             fewest = min(int((j.row_class == c).sum()) for c in j.classes)
             self._blocks = max(n for n in range(1, self.options["blocks"] + 1) if fewest % n == 0)

@@ -56,6 +56,8 @@ class PoolContext:
             trained when first asked for.
         prepare: trains a fresh network, in place, on what was distilled in earlier stages (see `ddfed.stages`).
         steps: outer steps of the run; 0 where that is not known.
+        coupled: synthetic rows must be shown to a network together and in their order; see
+            `ddfed.store.Store.coupled`.
     """
 
     build: Callable[[], Network]
@@ -71,6 +73,11 @@ class PoolContext:
     teachers: Callable[[], tuple[Network, ...]] = _no_teachers
     prepare: Callable[[Network, tuple[str | int, ...]], None] | None = None
     steps: int = 0
+    coupled: bool = False
+
+    def order(self, rows: int, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Batches of a pass over the synthetic rows: in random order, or all rows as they stand where coupled."""
+        return (torch.arange(rows),) if self.coupled else torch.randperm(rows, generator=generator).split(batch)
 
     def experts(self) -> Iterator[Network]:
         """Networks trained on real data: those that the pool has, or the run's teachers where it has none."""

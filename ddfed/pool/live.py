@@ -41,6 +41,10 @@ class _Inner(ModelPool):
         self._optimizer = self._fresh_optimizer()
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        if self.options.get("optimizer") == "adam":
+            return torch.optim.Adam(
+                self._net.parameters(), lr=self.options["lr"], weight_decay=self.options["weight_decay"]
+            )
         return torch.optim.SGD(
             self._net.parameters(),
             lr=self.options["lr"],
@@ -75,11 +79,23 @@ class SynTrainedPool(_Inner):
     Args:
         length: outer steps before a fresh network.
         epochs: passes over the synthetic set after each step but the last of a length.
-        batch: rows per step of these passes.
+        batch: rows per step of these passes; coupled rows go together.
+        optimizer: ``sgd`` or ``adam`` (GCond); ``momentum`` is of SGD.
+
+    Raises:
+        ConfigError: no such optimiser.
     """
 
     name = "RS"
-    defaults = {"length": 10, "epochs": 50, "batch": 256, "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0}
+    defaults = {
+        "length": 10, "epochs": 50, "batch": 256, "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "optimizer": "sgd",
+    }  # fmt: skip
+
+    def __init__(self, ctx: PoolContext, **options: Any) -> None:
+        given = options.get("optimizer", "sgd")
+        if given not in ("sgd", "adam"):
+            raise ConfigError(f"pool 'RS' has no optimizer {given!r}. Possible: 'sgd' and 'adam'")
+        super().__init__(ctx, **options)
 
     def advance(self, step: int, syn: Callable[[], tuple[Tensor, Tensor]], loss: Any) -> None:
         if self.place(step + 1)[1] == 0:
@@ -92,7 +108,7 @@ class SynTrainedPool(_Inner):
         """Train once on every row."""
         self._net.requires_grad_(True)
         generator = self.ctx.streams.torch("inner", step, epoch)
-        for rows in torch.randperm(len(x), generator=generator).split(self.options["batch"]):
+        for rows in self.ctx.order(len(x), self.options["batch"], generator):
             inputs = augmented(x[rows], self.ctx.augmentation, generator)
             self._optimizer.zero_grad()
             loss(self._net(inputs), y[rows]).mean().backward()

@@ -64,7 +64,7 @@ class OnlinePool(ModelPool):
         if visit > 1:
             visit = int(torch.randint(1, visit + 1, (1,), generator=self.ctx.streams.torch("online", "visit", step)))
         for _ in range(visit):
-            rows = torch.randperm(len(x), generator=generator)[: self.options["rows"]]
+            rows = self.ctx.order(len(x), self.options["rows"], generator)[0]
             inputs = augmented(x[rows], self.ctx.augmentation, generator)
             member.optimizer.zero_grad()
             loss(member.net(inputs), y[rows]).mean().backward()

@@ -62,6 +62,7 @@ class Recipe:
         expense: low, medium or high, for lists.
         presets: differences for data sets and budgets, the later ones on top.
         published: figures to hold against.
+        domains: modalities it is for; empty for all.
         departures: where this recipe departs from the paper, each with its reason.
     """
 
@@ -78,6 +79,7 @@ class Recipe:
     expense: str = "low"
     presets: tuple[Preset, ...] = ()
     published: tuple[Published, ...] = ()
+    domains: tuple[str, ...] = ()
     departures: tuple[str, ...] = field(default=())
 
 

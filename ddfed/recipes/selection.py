@@ -36,7 +36,7 @@ def _selection(
     published: tuple[Published, ...] = (),
     departures: tuple[str, ...] = (),
     expense: str = "low",
-    **page: str,
+    **page: Any,
 ) -> Recipe:
     defaults: dict[str, Any] = {"steps": 0, "init": name, "store": "pixels", "labels": "hard", "protocol": "E-dsa"}
     return Recipe(

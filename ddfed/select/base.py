@@ -195,13 +195,15 @@ def initial_inputs(
     *,
     top_up: bool,
     ipc: int | None = None,
+    coupled: bool = False,
 ) -> Tensor:
     """What a rule gives for each of ``ctx.classes``, class after class, (classes * per_class, *item), model space.
 
-    Arguments and errors are those of `select_rows`.
+    Arguments and errors are those of `select_rows`; ``coupled`` is that of `RealData.items`, for chosen rows.
     """
     if isinstance(rule, Selector):
-        return data.batch(select_rows(data, rule, per_class, ctx, options, top_up=top_up, ipc=ipc)).inputs
+        rows = select_rows(data, rule, per_class, ctx, options, top_up=top_up, ipc=ipc)
+        return data.items(rows, coupled)
     (composing,) = rule.settle(options or {})
     if not top_up:
         check_budget(data, per_class, ctx.classes, ipc)

@@ -39,7 +39,9 @@ def trained_features(data: RealData, ctx: PoolContext, *, train_steps: AtLeastOn
 
     def features(rows: Tensor) -> Tensor:
         with torch.no_grad():
-            return torch.cat([net.embed(data.batch(part).inputs.to(ctx.device)).cpu() for part in rows.split(_PASS)])
+            return torch.cat(
+                [net.embed(data.batch(part).inputs.to(ctx.device)).cpu() for part in data.passes(rows, _PASS)]
+            )
 
     return features
 

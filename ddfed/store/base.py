@@ -41,6 +41,9 @@ class Store(ABC):
     shared: frozenset[str] = frozenset()
     #: rows are samples: `redrawn` gives others each time, and whoever trains on hard labels asks it for every epoch
     drawn: ClassVar[bool] = False
+    #: rows are what they are to each other as well (the nodes of a graph): `decode` gives (rows, features + rows), the
+    #: latter what lies between a row and each of the rows decoded with it. A network must see them together
+    coupled: ClassVar[bool] = False
 
     def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.defaults))
@@ -141,6 +144,14 @@ class Store(ABC):
         with torch.no_grad():
             for tensor in self.params.values():
                 tensor.copy_(self.info.space.clamp(tensor))
+
+    def learns(self, step: int) -> frozenset[str]:
+        """Which params an outer step (0-based) moves: all, unless parts of a store take turns."""
+        return frozenset(self.params)
+
+    def rates(self) -> Mapping[str, float]:
+        """Step sizes of params that have one of their own, in place of that of the run."""
+        return {}
 
     def take(self, items: Tensor) -> Store:
         """A store that holds the given items only; what is shared stays whole."""

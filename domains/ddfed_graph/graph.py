@@ -1,7 +1,7 @@
 """One graph, some of its nodes, and labelled nodes as real data.
 
-Notation: n nodes, d features, A the adjacency with weights >= 0 and no self-loops, A^ = D^-1/2 (A + I) D^-1/2 with D the
-degrees of A + I, H_k = A^^k X.
+Notation: n nodes, d features, A the adjacency with weights >= 0 and no self-loops, A^ = D^-1/2 (A + I) D^-1/2 with D
+the degrees of A + I, H_k = A^^k X.
 """
 
 from __future__ import annotations
@@ -206,6 +206,4 @@ class GraphData(RealData):
         place = torch.full((len(self.graph),), -1)
         place[nodes] = torch.arange(len(nodes))
         mine = place[self.inputs] >= 0
-        return replace(
-            self, inputs=place[self.inputs[mine]], labels=self.labels[mine], graph=self.graph.induced(nodes)
-        )
+        return replace(self, inputs=place[self.inputs[mine]], labels=self.labels[mine], graph=self.graph.induced(nodes))
