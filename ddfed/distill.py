@@ -129,7 +129,7 @@ def _released(kit: Kit, gate: Gate) -> SyntheticSet:
     """The set as the kit holds it."""
     return SyntheticSet(
         info=gate.info,
-        store=kit.store,
+        store=kit.store.released(),
         labels=kit.labels,
         protocol=kit.parts.protocol,
         training=kit.training() if kit.asked else kit.objective.training(),

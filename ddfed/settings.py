@@ -82,7 +82,8 @@ class TeacherSettings(Settings):
 class ExpertTraining(Settings):
     """How the experts of trajectory matching are trained on real data (pool `X`, `ddfed experts make`)."""
 
-    epochs: int = Field(50, ge=1, description="passes over the data in steps; a snapshot is kept after each")
+    epochs: int = Field(50, ge=1, description="a snapshot is kept after each")
+    passes: int = Field(1, ge=1, description="over the data in an epoch, for data of a few steps a pass")
     batch: int = Field(256, ge=1, description="real rows per step")
     lr: float = Field(0.01, gt=0, description="step size of SGD")
     momentum: float = Field(0.0, ge=0, lt=1, description="of SGD")
@@ -96,7 +97,7 @@ class ExpertTraining(Settings):
         """As the pools take it."""
         from ddfed.pool import Training
 
-        return Training(steps, **self.model_dump(exclude={"epochs", "curriculum"}))
+        return Training(steps, **self.model_dump(exclude={"epochs", "passes", "curriculum"}))
 
 
 class StageSettings(Settings):

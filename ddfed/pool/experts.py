@@ -69,7 +69,7 @@ class Cost:
 
 
 def steps_per_epoch(rows: int, how: ExpertTraining) -> int:
-    return max(1, math.ceil(rows / how.batch))
+    return how.passes * max(1, math.ceil(rows / how.batch))
 
 
 def rows_of(gate: Gate, classes: tuple[int, ...]) -> int:
@@ -80,7 +80,7 @@ def rows_of(gate: Gate, classes: tuple[int, ...]) -> int:
 def record(ctx: PoolContext, how: ExpertTraining, number: int, rows: int, among: Among) -> Tensor:
     """Train an expert and keep a snapshot before its training and after every epoch, (epochs + 1, values).
 
-    An epoch is ceil(rows / batch) steps, whose batches the gate draws anew each time.
+    An epoch is ``passes`` times ceil(rows / batch) steps, whose batches the gate draws anew each time.
 
     Args:
         ctx: networks, gate, streams.

@@ -153,6 +153,10 @@ class Store(ABC):
         """Step sizes of params that have one of their own, in place of that of the run."""
         return {}
 
+    def released(self) -> Store:
+        """What is kept when nothing is learned any more: itself, or a plainer store that decodes to the same rows."""
+        return self
+
     def take(self, items: Tensor) -> Store:
         """A store that holds the given items only; what is shared stays whole."""
         taken = type(self)(self.info, self.classes[items], **self.options)

@@ -21,10 +21,11 @@ class Mean(SumTerm):
     Options:
         of: ``features``, ``logits``, or both side by side (FedDM).
         network: ``drawn`` or ``expert``.
+        normalise: features of a row are divided by their length first (GCDM); logits are not.
     """
 
     name = "mean"
-    defaults = {"of": ["features"], "network": "drawn"}
+    defaults = {"of": ["features"], "network": "drawn", "normalise": False}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -33,8 +34,12 @@ class Mean(SumTerm):
             raise ConfigError(f"term {self.name!r}: of must name 'features', 'logits' or both, got {self.sees!r}")
 
     def statistic(self, view: View) -> Tensor:
-        found = {"features": lambda: view.features, "logits": lambda: _logits(view)}
+        found = {"features": lambda: self._features(view), "logits": lambda: _logits(view)}
         return torch.cat([found[what]() for what in self.sees], 1)
+
+
+    def _features(self, view: View) -> Tensor:
+        return F.normalize(view.features, dim=1) if self.options["normalise"] else view.features
 
 
 class Logits(Mean):

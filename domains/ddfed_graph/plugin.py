@@ -1,0 +1,64 @@
+"""What the graph domain offers. Light on purpose: imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ddfed.hookspecs import hookimpl
+from ddfed_graph.catalog import DATASETS
+from ddfed_graph.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from ddfed.registry import Registry
+
+_NEEDED = ("torch_geometric", "sklearn")
+
+
+@hookimpl
+def ddfed_register(registry: Registry) -> None:
+    registry.add(
+        "domain",
+        "graph",
+        "ddfed_graph.domain:GraphDomain",
+        summary="Graphs: nodes with features, seen in the graph they belong to.",
+        extra="graph",
+        modules=_NEEDED,
+    )
+    for name, facts in DATASETS.items():
+        registry.add("dataset", f"graph/{name}", "ddfed_graph.datasets:load", extra="graph", **facts)
+    for target, recipe in RECIPES.items():
+        registry.add(
+            "recipe",
+            recipe.name,
+            f"ddfed_graph.recipes:{target}",
+            summary=recipe.title,
+            extra="graph",
+            modules=_NEEDED,
+            family=recipe.family,
+            citation=recipe.citation,
+            requires=recipe.needs,
+            cost=recipe.expense,
+        )
+    for name, target, summary in (
+        ("induced", "Induced", "real nodes with the edges among them"),
+        ("pge", "PairwiseMLP", "an adjacency that an MLP makes of pairs of nodes (GCond)"),
+        ("free-adjacency", "FreeAdjacency", "an adjacency with a free weight for each pair"),
+        ("low-rank-adjacency", "LowRank", "an adjacency of short vectors for each node"),
+    ):
+        registry.add("decoder", name, f"ddfed_graph.stores:{target}", summary=summary)
+    for name, target, summary in (
+        ("mean-a2x", "MEAN", "mean of the propagated features of a class"),
+        ("kmeans-a2x", "KMEANS", "k-means centres of the propagated features of a class"),
+        ("random-a2x", "RANDOM", "propagated features of random nodes"),
+        ("herding-a2x", "HERDING", "propagated features of nodes that follow the class mean"),
+        ("kcenter-a2x", "KCENTER", "propagated features of nodes that cover the class"),
+    ):
+        registry.add("selector", name, f"ddfed_graph.selectors:{target}", summary=summary)
+    registry.add("kernel", "sntk", "ddfed_graph.kernel:sntk", summary="structure-based neural tangent kernel (GC-SNTK)")
+    registry.add("kernel", "ntk-hops", "ddfed_graph.kernel:ntk_hops", summary="tangent kernel of propagated features")
+    for name, target, summary in (
+        ("E-gcn", "E_GCN", "600 full-batch epochs of Adam, the best on validation nodes"),
+        ("E-gcn-large", "E_GCN_LARGE", "the same without weight decay"),
+        ("E-sntk", "E_SNTK", "regression in the kernel of GC-SNTK"),
+    ):
+        registry.add("protocol", name, f"ddfed_graph.protocols:{target}", summary=summary)
