@@ -17,7 +17,7 @@ from ddfed.devices import resolve_device, set_threads
 from ddfed.distill import Checkpointing, StepEvent, distill, empty_store
 from ddfed.domain import Domain, Network
 from ddfed.errors import ConfigError, one_of
-from ddfed.evaluate import Bench, Measurement, check_baseline, evaluate
+from ddfed.evaluate import Bench, Measurement, RidgeProtocol, check_baseline, evaluate
 from ddfed.gate import PlainGate
 from ddfed.hookspecs import hookimpl
 from ddfed.kit import check_labels, empty_labels, objective_of
@@ -296,7 +296,9 @@ def _tried(
         gate.ledger.append(PrivacyEvent("raw", "accuracy on validation rows, which chooses the iterate", gate.scope))
         streams = Streams(settings.run.seed).child("keep")
         bench = Bench(syn, trial, domain, repeats=keep.repeats, baselines=(), streams=streams, device=device)
-        return bench.tables(networks, epochs=keep.epochs)[0].mean
+        # A regression has no epochs to cut.
+        epochs = None if isinstance(bench.recipe(), RidgeProtocol) else keep.epochs
+        return bench.tables(networks, epochs=epochs)[0].mean
 
     return judge
 

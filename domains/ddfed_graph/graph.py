@@ -7,6 +7,7 @@ the degrees of A + I, H_k = A^^k X.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,13 @@ from ddfed.errors import DataError
 
 #: Below this share of non-zero features, products with them are sparse.
 _SPARSE = 0.1
+
+
+def compressed(matrix: Tensor) -> Tensor:
+    """As sparse CSR, without torch's word that this is in beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+        return matrix.to_sparse_csr()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +99,7 @@ class Graph:
         loops = torch.arange(n).expand(2, n)
         index = torch.cat([self.edges, loops], 1)
         values = torch.cat([self.weights, torch.ones(n)]) * scale[index[0]] * scale[index[1]]
-        return torch.sparse_coo_tensor(index, values, (n, n)).coalesce().to_sparse_csr()
+        return compressed(torch.sparse_coo_tensor(index, values, (n, n)).coalesce())
 
     def hop(self, k: int) -> Tensor:
         """H_k = A^^k X, (n, d); kept."""
@@ -104,7 +112,7 @@ class Graph:
     def sparse_features(self) -> Tensor:
         """X as a sparse CSR matrix where most features are zero, else as it is."""
         filled = float((self.features != 0).float().mean()) if self.features.numel() else 1.0
-        return self.features.to_sparse_csr() if filled < _SPARSE else self.features
+        return compressed(self.features) if filled < _SPARSE else self.features
 
     def induced(self, nodes: Tensor) -> Graph:
         """The graph of some nodes, in their order, with the edges among them."""
