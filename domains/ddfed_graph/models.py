@@ -1,9 +1,9 @@
 """The networks of the field: GCN, SGC, GraphSAGE, GAT, APPNP, ChebNet, and an MLP that sees no structure.
 
 Each takes `Nodes` of a real graph, rows without structure or rows with their adjacency beside, see `structure.see`;
-the code is the same. Layers are those of the papers. Weights start as Glorot and Bengio's uniform ones, biases at zero,
-as in Kipf and Welling's code. Every network ends in one linear map after the last step along the edges, which is exact
-because the step is linear, too: head(A^ h) = A^ h W' + b.
+the code is the same. Layers are those of the papers. Weights start as Glorot and Bengio's uniform ones, biases at
+zero, as in Kipf and Welling's code. Every network ends in one linear map after the last step along the edges, which
+is exact because the step is linear, too: A^ (h W') + b = (A^ h) W' + b.
 
 Every network is built in the order in which `ddfed.domain.reset` walks its modules, so redrawing in place gives the
 weights that building anew would.
@@ -57,10 +57,10 @@ def build(name: str, info: TaskInfo) -> Network:
     """An untrained network; call under `ddfed.seeds.isolated`.
 
     Args:
-        name: one of `MODELS`, or one with any of its parts given, in any order: ``gcn-w128-d3-p0`` (width, depth, share
-            of hidden units dropped). ``sgc-k1`` and ``appnp-k5`` take other numbers of steps, ``gat-t0.1`` another
-            threshold (see `structure`). When not said: 2 layers, 256 units, 0.5 dropped, as in the field's evaluation
-            (Jin et al., Graph Condensation for Graph Neural Networks, ICLR 2022).
+        name: one of `MODELS`, or one with any of its parts given, in any order: ``gcn-w128-d3-p0`` (width, depth,
+            share of hidden units dropped). ``sgc-k1`` and ``appnp-k5`` take other numbers of steps, ``gat-t0.1``
+            another threshold (see `structure`). When not said: 2 layers, 256 units, 0.5 dropped, as in the field's
+            evaluation (Jin et al., Graph Condensation for Graph Neural Networks, ICLR 2022).
         info: gives the number of features and of classes.
 
     Raises:
@@ -73,8 +73,8 @@ def build(name: str, info: TaskInfo) -> Network:
     values = {part[0]: part[1:] for part in found}
     if network is None or len(values) < len(parts):
         raise UnknownNameError(
-            f"unknown network {name!r} of domain 'graph'.{suggest(name, MODELS)} Possible: {one_of(MODELS)}, and with "
-            f"parts such as 'gcn-d3-w128-p0' (depth from 1 to 9, width below 10000, dropout from 0 to below 1), "
+            f"unknown network {name!r} of domain 'graph'.{suggest(name, MODELS)} Possible: {one_of(MODELS)}, and "
+            f"with parts such as 'gcn-d3-w128-p0' (depth from 1 to 9, width below 10000, dropout from 0 to below 1), "
             f"'sgc-k1', 'appnp-k5' (steps below 100) and 'gat-t0.1' (threshold)"
         )
     default = Shape()
@@ -114,12 +114,14 @@ class GraphNetwork(Network):
         ConfigError: items are not feature vectors.
     """
 
+    head: Linear
+
     def __init__(self, info: TaskInfo, shape: Shape) -> None:
         super().__init__()
         if len(info.shape) != 1:
             raise ConfigError(
-                f"graph networks take items of shape (features,); {info.dataset!r} has {info.shape}. Load a data set of "
-                f"domain 'graph'"
+                f"graph networks take items of shape (features,); {info.dataset!r} has {info.shape}. "
+                f"Load a data set of domain 'graph'."
             )
         self.shape, self.features = shape, info.shape[0]
         widths = [self.features, *[shape.width] * self.hidden]
@@ -136,7 +138,7 @@ class GraphNetwork(Network):
         """A hidden layer."""
         return Linear(before, after)
 
-    def end(self, before: int, outputs: int) -> nn.Module:
+    def end(self, before: int, outputs: int) -> Linear:
         """The head."""
         return Linear(before, outputs)
 
@@ -197,7 +199,7 @@ class MLP(GraphNetwork):
 
 
 class SGC(MLP):
-    """One linear map of H_K (Wu et al., Simplifying Graph Convolutional Networks, ICML 2019): `embed` gives A^^K X."""
+    """One linear map of H_K = A^^K X, which `embed` gives (Wu et al., ICML 2019, eq. 8)."""
 
     hidden = 0
 
@@ -206,7 +208,7 @@ class SGC(MLP):
 
 
 class GCN(MLP):
-    """relu(A^ H W' + b), layer by layer (Kipf and Welling, ICLR 2017, eq. 9). The first step is taken by the features."""
+    """relu(A^ H W' + b), layer by layer (Kipf and Welling, ICLR 2017, eq. 9); features take the first step."""
 
     def look(self, x: Tensor | Nodes) -> Seen:
         seen = see(x, self.features, self.shape.depth - 1, self.head.weight, smooth=1)
@@ -261,7 +263,7 @@ class _PairNetwork(GraphNetwork):
     def layer(self, before: int, after: int) -> nn.Module:
         return _Pair(before, after)
 
-    def end(self, before: int, outputs: int) -> nn.Module:
+    def end(self, before: int, outputs: int) -> Linear:
         return Linear(2 * before, outputs)
 
     def hide(self, number: int, h: Tensor | Seen, hops: tuple[Hop, ...]) -> Tensor:
@@ -276,7 +278,7 @@ class _PairNetwork(GraphNetwork):
 
 
 class SAGE(_PairNetwork):
-    """relu(H W' + mean of the neighbours W2' + b) (Hamilton et al., NeurIPS 2017, mean aggregator, not normalised)."""
+    """relu(H W' + D^-1 A H W2' + b) (Hamilton et al., NeurIPS 2017, mean aggregator), rows not normalised."""
 
     def around(self, hop: Hop, h: Tensor) -> Tensor:
         return hop.mean(h)
@@ -285,7 +287,7 @@ class SAGE(_PairNetwork):
 class ChebNet(_PairNetwork):
     """relu(H W' + L^ H W2' + b): two Chebyshev terms (Defferrard et al., NeurIPS 2016, eq. 4, K = 2).
 
-    K = 2 is the field's evaluation's, and it is what libraries call order 2; the polynomial has degree 1.
+    With its two terms the field evaluates, and PyTorch Geometric calls it K = 2; the polynomial has degree 1.
     """
 
     def around(self, hop: Hop, h: Tensor) -> Tensor:
@@ -332,7 +334,9 @@ class GAT(GraphNetwork):
 
     def __init__(self, info: TaskInfo, shape: Shape) -> None:
         if shape.width % self.HEADS:
-            raise ConfigError(f"the {self.HEADS} heads of 'gat' share its width, and {shape.width} is no multiple of it")
+            raise ConfigError(
+                f"the {self.HEADS} heads of 'gat' share its width, and {shape.width} is no multiple of {self.HEADS}"
+            )
         super().__init__(info, shape)
         self.scores = _Scores(1, shape.width if self.hidden else self.features)
 
