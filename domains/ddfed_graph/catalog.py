@@ -8,7 +8,7 @@ _PITFALLS = ("per_class", "validation", "split_seed", "features")
 
 
 def _planetoid(name: str, summary: str, classes: int) -> dict[str, Any]:
-    """Eight raw files, all but one of them pickles; 20 training nodes a class, 500 validation and 1,000 test nodes."""
+    """Eight raw files, all but one of them pickles; 20 training nodes a class, 500 validation, 1,000 test nodes."""
     stems = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
     return {
         "summary": f"{summary}; public split, Planetoid raw files",
@@ -63,9 +63,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "amazon-computers": _npz(
         "amazon_electronics_computers.npz", "13,752 computer goods often bought together", 13_752, 10, _SHCHUR
     ),
-    "amazon-photo": _npz(
-        "amazon_electronics_photo.npz", "7,650 photo goods often bought together", 7650, 8, _SHCHUR
-    ),
+    "amazon-photo": _npz("amazon_electronics_photo.npz", "7,650 photo goods often bought together", 7650, 8, _SHCHUR),
     "flickr": {
         "summary": "89,250 pictures with shared properties, inductive; raw files of GraphSAINT",
         "modules": (),
@@ -77,7 +75,7 @@ DATASETS: dict[str, dict[str, Any]] = {
         "options": ("features",),
     },
     "reddit": {
-        "summary": "232,965 posts with shared commenters, inductive; raw files of GraphSAINT or of GraphSAGE as in DGL",
+        "summary": "232,965 posts with shared commenters, inductive; raw files of GraphSAINT or DGL",
         "modules": (),
         "files": (", ".join(_SAINT) + " (GraphSAINT)", "reddit_data.npz, reddit_graph.npz (DGL)"),
         "classes": 41,

@@ -1,7 +1,7 @@
 """Loaders of graphs from files that people already have. Nothing is downloaded, and nothing is written beside them.
 
-Files are checked before use: arrays, columns, lines; an error names the file. The one exception to "no pickle is read"
-is stated in `planetoid`.
+Files are checked before use: arrays, columns, lines; an error names the file. The one exception to "no pickle is
+read" is stated in `planetoid`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _from_saint(name: str, folder: Path, options: Options) -> RawGraph:
     edges, _ = entries(read_npz(matrix, ["data", "indices", "indptr", "shape"]), "", matrix)
     roles = _read_json(folder / "role.json")
     try:
-        split = Split(*(torch.tensor(roles[key], dtype=torch.int64) for key in ("tr", "va", "te")))
+        split = Split.of(torch.tensor(roles[key], dtype=torch.int64) for key in ("tr", "va", "te"))
         given = {int(node): int(label) for node, label in _read_json(folder / "class_map.json").items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -67,10 +67,12 @@ def _from_dgl(folder: Path, options: Options) -> RawGraph:
     found = read_npz(folder / _DGL[0], ["feature", "label", "node_types"])
     matrix = read_npz(folder / _DGL[1], [])
     path = folder / _DGL[1]
-    if not ({"data", "shape"} <= set(matrix) and ({"row", "col"} <= set(matrix) or {"indices", "indptr"} <= set(matrix))):
+    if not (
+        {"data", "shape"} <= set(matrix) and ({"row", "col"} <= set(matrix) or {"indices", "indptr"} <= set(matrix))
+    ):
         raise DataError(f"{path} is no sparse matrix as SciPy saves it; it holds {', '.join(matrix)}")
     roles = torch.from_numpy(found["node_types"])
-    split = Split(*((roles == role).nonzero().flatten() for role in (1, 2, 3)))
+    split = Split.of((roles == role).nonzero().flatten() for role in (1, 2, 3))
     features, labels = (torch.from_numpy(found[key]) for key in ("feature", "label"))
     return _inductive("reddit", options, features, entries(matrix, "", path)[0], labels, split, "raw files of DGL")
 
@@ -114,10 +116,8 @@ def load_arxiv(root: Path | None, options: Options) -> RawGraph:
     root = data_folder(root, "ogbn-arxiv", expected)
     folder = located("ogbn-arxiv", root, files, ("ogbn_arxiv", "arxiv"))
     labels = _read_table(folder / "raw/node-label.csv.gz", np.int64).flatten()
-    split = Split(
-        *(_read_table(folder / f"split/time/{part}.csv.gz", np.int64).flatten() for part in ("train", "valid", "test")),
-        "official split by year",
-    )
+    parts = [folder / f"split/time/{part}.csv.gz" for part in ("train", "valid", "test")]
+    split = Split.of((_read_table(path, np.int64).flatten() for path in parts), "official split by year")
     return assembled(
         "ogbn-arxiv",
         options,

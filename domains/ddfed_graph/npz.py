@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 def load_npz(name: str, root: Path | None, options: Options) -> RawGraph:
     """A set of CitationFull (Bojchevski and Günnemann 2018) or Amazon (Shchur et al. 2018).
 
-    As in PyTorch Geometric the edges are made undirected and features above 0 become 1; then rows are scaled to sum 1.
+    As in PyTorch Geometric the edges are made undirected and features above 0 become 1; rows are scaled to sum 1.
     """
     (file,) = DATASETS[name]["files"]
     stem = file.removesuffix(".npz")

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddfed.errors import ArtifactError, DataError, MissingDependencyError, one_of, suggest
-from ddfed.files import tensors_from_bytes
+from ddfed.errors import ConfigError, DataError, MissingDependencyError, one_of, suggest
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.npz import dense, entries, read_npz
 from ddfed_graph.raw import (
@@ -54,8 +53,8 @@ def load_file(root: Path | None, options: Options) -> RawGraph:
     Args:
         root: a folder with ``nodes.csv`` (id, label, optionally split, and a column a feature) and ``edges.csv``
             (source, target, optionally weight), or with one file of the kinds below; or such a file itself.
-            ``.npz``: x, or its CSR parts x_data, x_indices, x_indptr, x_shape; edge_index (2, entries) with edge_attr,
-            or adj_data, adj_indices, adj_indptr, adj_shape; y; optionally train_mask, val_mask, test_mask, classes.
+            ``.npz``: x, or its CSR parts x_data, x_indices, x_indptr, x_shape; edge_index (2, entries), edge_attr, or
+            adj_data, adj_indices, adj_indptr, adj_shape; y; optionally train_mask, val_mask, test_mask, classes.
             ``.safetensors``: x, edge_index, y; optionally edge_attr and the masks.
             ``.pt``: a `Data`, or a dict of its tensors, by `torch.save`.
         options: per_class, validation and split_seed make a split where the data has none.
@@ -66,7 +65,7 @@ def load_file(root: Path | None, options: Options) -> RawGraph:
     """
     path = Path(root) if root is not None and Path(root).is_file() else _found(root)
     own = _from_tables(path) if path.is_dir() else _READERS[_suffix(path)](path)
-    split = _given(own.part) if own.part is not None else pitfalls_split(own.labels, own.classes, options)
+    split = pitfalls_split(own.labels, own.classes, options) if own.part is None else _given(own.part, path, options)
     return assembled(
         "file",
         options,
@@ -105,8 +104,11 @@ def _suffix(path: Path) -> str:
     return path.suffix
 
 
-def _given(part: Tensor) -> Split:
-    return Split(*((part == kind).nonzero().flatten() for kind in range(3)), "split as given")
+def _given(part: Tensor, path: Path, options: Options) -> Split:
+    idle = [key for key in ("per_class", "validation", "split_seed") if options.get(key) is not None]
+    if idle:
+        raise ConfigError(f"{path} has a split of its own, which option {idle[0]!r} would not change; leave it out")
+    return Split.of(((part == kind).nonzero().flatten() for kind in range(3)), "split as given")
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -183,9 +185,9 @@ def _class_names(folder: Path, labels: Sequence[str]) -> tuple[str, ...]:
     """In the order of ``classes.csv`` if there is one, else sorted, numbers as such."""
     path = folder / CLASSES
     if not path.is_file():
-        names = set(labels) - {""}
-        whole = all(name.removeprefix("-").isdecimal() for name in names)
-        return tuple(sorted(names, key=lambda name: (int(name), name) if whole else (0, name)))
+        found = set(labels) - {""}
+        whole = all(name.isdecimal() for name in found)
+        return tuple(sorted(found, key=lambda name: (int(name), name) if whole else (0, name)))
     names: dict[str, int] = {}
     for line, row in _table(path, ("name",))[1]:
         if row["name"] in names or not row["name"]:
@@ -262,33 +264,42 @@ def _need_csr(arrays: Mapping[str, Any], prefix: str, path: Path, instead: str =
 
 
 def _from_safetensors(path: Path) -> _Own:
+    return _from_tensors(*read_safetensors(path))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Path, tuple[str, ...]]:
+    """Tensors of a safetensors file, its path, and the class names if its metadata has some.
+
+    Raises:
+        DataError: not readable, truncated or another kind of file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        found = tensors_from_bytes(path.read_bytes(), str(path))
         with safe_open(path, "pt") as file:
-            names = (file.metadata() or {}).get("classes", "[]")
-        return _from_tensors(found, path, tuple(json.loads(names)))
-    except (ArtifactError, SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is truncated or no safetensors file: {first_line(error)}") from None
+            names = json.loads((file.metadata() or {}).get("classes", "[]"))
+            return {key: file.get_tensor(key) for key in file.keys()}, path, tuple(map(str, names))  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is absent, truncated or no safetensors file: {first_line(error)}") from None
 
 
 def _from_pyg(path: Path) -> _Own:
     """A saved `Data`, a dict of tensors, or what the data sets of PyTorch Geometric keep in ``processed``."""
     try:
-        import torch_geometric.data  # noqa: F401  registers what a saved Data may hold
+        from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+        from torch_geometric.data.storage import GlobalStorage
     except ImportError:
         raise MissingDependencyError(
             f'{path} needs torch_geometric, which is not installed: pip install "ddfed[graph]"'
         ) from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        # PyTorch Geometric allows its Data, and forgets the plain records that every Data holds.
+        with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path} holds more than tensors and a PyTorch Geometric Data, and opening that can run any code, so it is "
-            f"refused: {_refused(error)}. Save the tensors alone: torch.save(Data(x=..., edge_index=..., y=...), path)."
+            f"{path} holds more than tensors and a PyTorch Geometric Data, and opening that can run any code, so it "
+            f"is refused: {_refused(error)}. Save tensors alone: torch.save(Data(x=x, edge_index=e, y=y), path)."
         ) from None
     except Exception as error:  # a damaged archive can raise anything
         raise DataError(f"{path} is truncated or damaged: {first_line(error)}") from None
@@ -298,7 +309,9 @@ def _from_pyg(path: Path) -> _Own:
         found = found[0]
     if not isinstance(found, dict):
         if not hasattr(found, "to_dict"):
-            raise DataError(f"{path} holds {type(found).__name__}, expected a PyTorch Geometric Data or a dict of tensors")
+            raise DataError(
+                f"{path} holds {type(found).__name__}, expected a PyTorch Geometric Data or a dict of tensors"
+            )
         found = found.to_dict()
     return _from_tensors({k: v for k, v in found.items() if isinstance(v, Tensor)}, path, ())
 
@@ -306,7 +319,7 @@ def _from_pyg(path: Path) -> _Own:
 def _refused(error: BaseException) -> str:
     """The line of torch's long message that names what it found."""
     told = [line.strip() for line in str(error).splitlines() if "nsupported" in line or "GLOBAL" in line]
-    return (told or [first_line(error)])[0]
+    return (told or [first_line(error)])[0].partition(". ")[0]
 
 
 def _from_tensors(found: Mapping[str, Tensor], path: Path, classes: tuple[str, ...]) -> _Own:
@@ -357,4 +370,3 @@ def _parts(found: Mapping[str, Tensor], n: int, path: Path) -> Tensor | None:
 
 
 _READERS = {".npz": _from_npz, ".safetensors": _from_safetensors, ".pt": _from_pyg, ".pth": _from_pyg}
-

@@ -71,7 +71,7 @@ def load_planetoid(name: str, root: Path | None, options: Options) -> RawGraph:
         data.x,
         data.edge_index,
         labels,
-        Split(*parts, "public split"),
+        Split.of(parts, "public split"),
         f"{name}, Planetoid raw files, {len(labels)} nodes",
         scaling="row",
         classes=CLASSES[name],
@@ -85,10 +85,10 @@ def _check_known(copy: Path, folder: Path, files: tuple[str, ...]) -> None:
         if found != known:
             why = f"the public file has {known}" if known else "that of the public file is not known here"
             raise DataError(
-                f"{folder / file} comes with Python pickles, and opening one can run any code. Files are opened unasked "
-                f"only if their SHA-256 are those of the public ones: this one has {found}, {why}. If you trust where "
-                f"the files come from, say so with the option trust_pickle = true; else fetch them again from "
-                f"https://github.com/kimiyoung/planetoid."
+                f"{folder / file} comes with Python pickles, and opening one can run any code. Files are opened "
+                f"unasked only if their SHA-256 are those of the public ones: this one has {found}, {why}. If you "
+                f"trust where the files come from, say so with the option trust_pickle = true; else fetch them "
+                f"again from https://github.com/kimiyoung/planetoid."
             )
 
 

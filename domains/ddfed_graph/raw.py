@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ class Split:
     test: Tensor
     told: str = "official split"
 
+    @classmethod
+    def of(cls, parts: Iterable[Tensor], told: str = "official split") -> Split:
+        """From the three parts in order."""
+        train, validation, test = parts
+        return cls(train, validation, test, told)
+
 
 @dataclass(frozen=True, eq=False)
 class RawGraph:
@@ -51,7 +57,8 @@ class RawGraph:
         notes: what a reader of results should know: how split and features were made, what was left out.
 
     Raises:
-        DataError: lengths differ, a label is out of range, a node of a part is unknown, unlabelled or in two parts.
+        DataError: lengths differ, a label is out of range, a node of a part is unknown, unlabelled or in two
+            parts.
     """
 
     graph: Graph
@@ -83,7 +90,8 @@ class RawGraph:
             raise DataError(f"{self.source}: {len(every) - len(every.unique())} node(s) are in the split twice")
         if bool((self.labels[every] < 0).any()):
             lost = every[self.labels[every] < 0]
-            raise DataError(f"{self.source}: {len(lost)} node(s) of the split have no label, node {int(lost[0])} first")
+            first = int(lost[0])
+            raise DataError(f"{self.source}: {len(lost)} node(s) of the split lack a label, node {first} first")
 
 
 def assembled(
@@ -124,7 +132,9 @@ def assembled(
     return RawGraph(
         Graph.of(scaled(features.float(), rule, split.train, source), edges, weights),
         labels.long(),
-        *(part.long().sort().values for part in (split.train, split.validation, split.test)),
+        split.train.long().sort().values,
+        split.validation.long().sort().values,
+        split.test.long().sort().values,
         names,
         source=f"{source}; {split.told}",
         inductive=inductive,
@@ -192,7 +202,7 @@ def balanced_split(
         f"class-balanced split made here with the fixed seed {seed}: {train} training, {validation} validation and "
         f"{test or 'all other'} test nodes a class"
     )
-    return Split(*(torch.cat(part) for part in parts), told)
+    return Split.of((torch.cat(part) for part in parts), told)
 
 
 def pitfalls_split(labels: Tensor, classes: Sequence[str], options: Options) -> Split:
