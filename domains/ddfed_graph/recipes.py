@@ -1,8 +1,8 @@
 """The methods for graphs. Light: declarations only.
 
 The engines are the core's. What is a graph's own are the stores (an adjacency among the condensed nodes), propagated
-features and their means, a kernel and the protocol. Budgets are nodes of a class: ipc 5, 10 and 20 are the 35, 70 and 140
-nodes of the papers on Cora, and 30, 60 and 120 on CiteSeer.
+features and their means, a kernel and the protocol. Budgets are nodes of a class: ipc 5, 10 and 20 are the 35, 70 and
+140 nodes of the papers on Cora, and 30, 60 and 120 on CiteSeer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ _GCOND = "Jin et al., Graph Condensation for Graph Neural Networks, ICLR 2022"
 _DOSCOND = "Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022"
 _GCDM = "Liu et al., Graph Condensation via Receptive Field Distribution Matching, 2022"
 _SFGC = "Zheng et al., Structure-free Graph Condensation: From Large-scale Graphs to Condensed Graph-free Data, NeurIPS 2023"
-_GEOM = "Zhang et al., Navigating Complexity: Toward Lossless Graph Condensation via Expanding Window Matching, ICML 2024"
+_GEOM = (
+    "Zhang et al., Navigating Complexity: Toward Lossless Graph Condensation via Expanding Window Matching, ICML 2024"
+)
 _SNTK = "Wang et al., Fast Graph Condensation with Structure-based Neural Tangent Kernel, WWW 2024"
 _CTRL = "Zhang et al., Two Trades is not Baffled: Condensing Graph via Crafting Rational Gradient Matching, 2024"
 _OURS = "Ours: the baseline without which a table of graph condensation says little"
@@ -53,6 +55,7 @@ _PARTS: dict[str, Any] = {
     "ipc": 10,
 }
 _NO_DRAWS = "no neighbour is sampled: real gradients and means are those of all training nodes of a class, exactly"
+_CHOSEN = "ours, chosen on validation nodes"
 _VALIDATION = "the iterate is chosen by validation nodes, as the papers do, but never by test nodes"
 
 # --- gradients ---------------------------------------------------------------------------------------------------
@@ -77,14 +80,14 @@ _GM_EQUATION = (
     r"\nabla_\theta \ell_c(\mathrm{GNN}_{\theta_t}(A', X')))$, $D(g, h) = \sum_j (1 - \cos(g_j, h_j))$ over outputs"
 )
 _GM_COST = (
-    "A step is one forward pass of the condensed graph and a backward for each class; the real side is a linear model on "
-    "features that were propagated once. On Cora a step takes a few milliseconds on one core, with structure about "
-    "three times as long."
+    "A step is one forward pass of the condensed graph and a backward for each class; the real side is a linear "
+    "model on features that were propagated once. On Cora a step takes a few milliseconds on one core, with "
+    "structure about three times as long."
 )
 _GM_FAILS = (
-    "The step size decides: row-normalised features are of size .02, and on CiteSeer 1e-3 ends at 35 to 43 % where 1e-4 "
-    "gives 72. Long runs overfit the network that judges, hence the choice by validation nodes. One mean of propagated "
-    "features a class does as well on the citation networks; look at larger graphs and other networks."
+    "The step size decides: row-normalised features are of size .02, and on CiteSeer 1e-3 ends at 35 to 43 % where "
+    "1e-4 gives 72. Long runs overfit the network that judges, hence the choice by validation nodes. One mean of "
+    "propagated features a class does as well on the citation networks; look at larger graphs and other networks."
 )
 
 GCOND = _recipe(
@@ -94,10 +97,10 @@ GCOND = _recipe(
     _GCOND,
     {**_GCOND_PARTS, **_PGE},
     idea=(
-        "A GNN trained on the condensed graph should move as one trained on the real graph does. Features are free, the "
-        "adjacency is a function of them, so structure costs few parameters and stays a matter of what nodes are like. "
-        "The two are learned in turns, 10 epochs of structure to 40 of features, along trainings of the network on the "
-        "condensed graph itself."
+        "A GNN trained on the condensed graph should move as one trained on the real graph does. Features are free, "
+        "the adjacency is a function of them, so structure costs few parameters and stays a matter of what nodes "
+        "are like. The two are learned in turns, 10 epochs of structure to 40 of features, along trainings of the "
+        "network on the condensed graph itself."
     ),
     equation=_GM_EQUATION,
     cost=_GM_COST,
@@ -105,7 +108,9 @@ GCOND = _recipe(
     needs=("second order",),
     expense="high",
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source="ours, chosen on validation nodes"),
+        Preset(
+            {"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source="ours, chosen on validation nodes"
+        ),
         laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     published=(
@@ -126,15 +131,15 @@ GCOND_X = _recipe(
     _GCOND,
     _GCOND_PARTS,
     idea=(
-        "GCond without structure: A' = I. Networks are trained on rows that have no neighbours and are used on a graph; "
-        "propagation is then learned into the features."
+        "GCond without structure: A' = I. Networks are trained on rows that have no neighbours and are used on a "
+        "graph; propagation is then learned into the features."
     ),
     equation=_GM_EQUATION.replace(", \\Phi", "").replace("A', X'", "I, X'"),
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
     expense="medium",
-    presets=(Preset({"lr": 1e-3}, ("cora",), source="ours, chosen on validation nodes"), _DIGITS_GM),
+    presets=(Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN), _DIGITS_GM),
     published=_published(_TABLE, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
     departures=(_NO_DRAWS, _VALIDATION),
 )
@@ -146,10 +151,10 @@ _ONE_STEP: dict[str, Any] = {
     "steps": 200,
     "keep": {"every": 20, "epochs": 200},
 }
-_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source="ours, chosen on validation nodes")
+_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN)
 _ONE_STEP_IDEA = (
-    "Gradients at freshly drawn weights alone are enough to match: no network is trained in between, so a run is a matter "
-    "of seconds."
+    "Gradients at freshly drawn weights alone are enough to match: no network is trained in between, so a run is a "
+    "matter of seconds."
 )
 DOSCOND = _recipe(
     "doscond",
@@ -163,14 +168,14 @@ DOSCOND = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_ONE_STEP_CORA.source),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
         laptop(lr=1e-2, store_options={"structure_lr": 1e-2}),
     ),
     published=_published(_TABLE, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
     departures=(
         _NO_DRAWS,
         _VALIDATION,
-        "the adjacency is GCond's function of features, as in the toolkits; the paper's sampled edges are for sets of graphs",
+        "the adjacency is GCond's function of features, as in the toolkits; the paper samples edges of sets of graphs",
     ),
 )
 DOSCOND_X = _recipe(
@@ -200,9 +205,9 @@ CTRL = _recipe(
         "init_options": {"hops": 0},
     },
     idea=(
-        "The cosine says nothing of how long a gradient is, and small errors of length add up along a training. CTRL adds "
-        "the distance of the gradients themselves and starts from the centres of clusters of a class, so that no region "
-        "of it is left out."
+        "The cosine says nothing of how long a gradient is, and small errors of length add up along a training. "
+        "CTRL adds the distance of the gradients themselves and starts from the centres of clusters of a class, so "
+        "that no region of it is left out."
     ),
     equation=r"$D(g, h) = \sum_j (1 - \beta)(1 - \cos(g_j, h_j)) + \beta \lVert g_j - h_j \rVert$, $\beta = .9$",
     cost=_GM_COST,
@@ -210,7 +215,7 @@ CTRL = _recipe(
     needs=("second order",),
     expense="high",
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_ONE_STEP_CORA.source),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
         laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     departures=(
@@ -234,14 +239,16 @@ _MEANS: dict[str, Any] = {
     "keep": {"every": 50, "epochs": 200},
 }
 _GCDM_IDEA = (
-    "What a GNN sees of a node is its receptive field. GCDM matches, for every class, the mean of these in the features "
-    "of networks that are trained a little on the condensed graph."
+    "What a GNN sees of a node is its receptive field. GCDM matches, for every class, the mean of these in the "
+    "features of networks that are trained a little on the condensed graph."
 )
 _GCDM_EQUATION = r"$\min_{S'} E_\theta \sum_c \lVert \mathrm{mean}_{i \in c} f_\theta(i) - \mathrm{mean}_{j \in c} f_\theta(j') \rVert^2$"
-_GCDM_COST = "A step is a forward pass of either graph and a backward of the condensed one; nothing is differentiated twice."
+_GCDM_COST = (
+    "A step is a forward pass of either graph and a backward of the condensed one; nothing is differentiated twice."
+)
 _GCDM_FAILS = (
-    "Means of unnormalised ReLU features get worse with many steps on Cora (77.4 % after 200, 74.9 % after 1,000), so rows "
-    "are normalised and the iterate is chosen by validation nodes."
+    "Means of unnormalised ReLU features get worse with many steps on Cora (77.4 % after 200, 74.9 % after 1,000), "
+    "so rows are normalised and the iterate is chosen by validation nodes."
 )
 _GCDM_LAPTOP = laptop(lr=1e-2, steps=200)
 GCDM = _recipe(
@@ -255,7 +262,7 @@ GCDM = _recipe(
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_ONE_STEP_CORA.source),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
         laptop(lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
     ),
     published=_published(_SECOND, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
@@ -297,16 +304,16 @@ _TRAJECTORY: dict[str, Any] = {
     "keep": {"every": 30, "epochs": 200},
 }
 _TRAJECTORY_EQUATION = (
-    r"$\min_{X', \eta} E_t \lVert \hat\theta_{t+N} - \theta^*_{t+M} \rVert^2 / \lVert \theta^*_t - \theta^*_{t+M} \rVert^2$, "
-    r"with $\hat\theta$ trained N steps on $(X', I)$ from $\theta^*_t$"
+    r"$\min_{X', \eta} E_t \lVert \hat\theta_{t+N} - \theta^*_{t+M} \rVert^2 / "
+    r"\lVert \theta^*_t - \theta^*_{t+M} \rVert^2$, with $\hat\theta$ trained N steps on $(X', I)$ from $\theta^*_t$"
 )
 _TRAJECTORY_COST = (
-    "Experts come first: GCNs trained full-batch on the real graph, a snapshot every ten epochs. An outer step is N steps "
-    "of training on the condensed nodes and the same back; memory is that of one step, whatever N."
+    "Experts come first: GCNs trained full-batch on the real graph, a snapshot every ten epochs. An outer step is N "
+    "steps of training on the condensed nodes and the same back; memory is that of one step, whatever N."
 )
 _TRAJECTORY_FAILS = (
-    "Without many experts and long students it gains little over its initialisation. The papers use 200 experts of 2,500 "
-    "epochs and students of 500 steps; the defaults here are for two cores."
+    "Without many experts and long students it gains little over its initialisation. The papers use 200 experts of "
+    "2,500 epochs and students of 500 steps; the defaults here are for two cores."
 )
 _TRAJECTORY_DEPARTURES = (
     _VALIDATION + "; the paper scores iterates by a kernel regression on them",
@@ -344,8 +351,8 @@ GEOM = _recipe(
         "pool_options": {**_EXPERTS, "max_start": 12, "grow": [4, 200]},
     },
     idea=(
-        "Early stretches of a training teach what is easy, later ones what is hard. The window of starts grows as the run "
-        "goes, and labels are learned, so that condensed nodes can hold more than a class each."
+        "Early stretches of a training teach what is easy, later ones what is hard. The window of starts grows as "
+        "the run goes, and labels are learned, so that condensed nodes can hold more than a class each."
     ),
     equation=_TRAJECTORY_EQUATION + r", the upper end of $t$ growing with the outer step",
     cost=_TRAJECTORY_COST,
@@ -380,26 +387,26 @@ GC_SNTK = _recipe(
         "protocol": "E-sntk",
     },
     idea=(
-        "Training an infinitely wide message-passing network is ridge regression in a kernel that aggregates covariances "
-        "over neighbourhoods. Condensed nodes and their labels are moved to lower the regression's error on real nodes; "
-        "no network is trained."
+        "Training an infinitely wide message-passing network is ridge regression in a kernel that aggregates "
+        "covariances over neighbourhoods. Condensed nodes and their labels are moved to lower the regression's "
+        "error on real nodes; no network is trained."
     ),
-    equation=r"$\min_{X', Y'} \lVert Y_T - K_{TS} (K_{SS} + \lambda \frac{\mathrm{tr} K_{SS}}{n'} I)^{-1} Y' \rVert^2$",
+    equation=r"$\min_{X', Y'} \lVert Y_T - K_{TS} (K_{SS} + \lambda \mathrm{tr} K_{SS} I / n')^{-1} Y' \rVert^2$",
     cost=(
-        "The covariance of all pairs of nodes once (about a second on Cora), then a kernel of all nodes by the condensed "
-        "ones at each step. Graphs above 12,000 nodes need kernel 'ntk-hops' (--set "
+        "The covariance of all pairs of nodes once (about a second on Cora), then a kernel of all nodes by the "
+        "condensed ones at each step. Graphs above 12,000 nodes need kernel 'ntk-hops' (--set "
         "distill.objective_options.kernel=ntk-hops), which propagates features once."
     ),
     fails=(
-        "The regression's accuracy and that of a GCN trained on the set part ways with many steps (80.3 against 79.9 % "
-        "after 100 on Cora, 78.8 against 80.9 after 400), so name the predictor with the figure."
+        "The regression's accuracy and that of a GCN trained on the set part ways with many steps (80.3 against "
+        "79.9 % after 100 on Cora, 78.8 against 80.9 after 400), so name the predictor with the figure."
     ),
     presets=(
         Preset({"objective_options": {"kernel": "ntk-hops"}}, ("digits", "dblp"), source="ours, for its size"),
         laptop(steps=100),
     ),
     published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
-    departures=("neighbourhoods are summed by the weights of A^ instead of ones", _VALIDATION),
+    departures=("neighbourhoods are averaged, which the paper's code has as a variant", _VALIDATION),
 )
 
 # --- without training --------------------------------------------------------------------------------------------
@@ -424,11 +431,14 @@ _PROPAGATED = (
     "A network that is trained on rows without edges sees them as they are. So rows store what two rounds of message "
     "passing would have made of a node, H = A^^2 X, "
 )
-_NO_FEATURES = "It tells nothing of a node before its neighbours have been mixed in: networks that read raw features do worse."
+_NO_FEATURES = (
+    "It tells nothing of a node before its neighbours have been mixed in: networks that read raw features do worse."
+)
 MEAN_A2X = _made(
     "mean-a2x",
     "one mean of twice propagated features a class",
-    _PROPAGATED + "and of a class their mean: one row, in milliseconds. On Cora it trains a GCN as well as the full graph.",
+    _PROPAGATED
+    + "and of a class their mean: one row, in milliseconds. On Cora it trains a GCN as well as the full graph.",
     "More than one node a class repeats it. " + _NO_FEATURES,
     ipc=1,
 )
@@ -466,6 +476,4 @@ RANDOM_NODES = _recipe(
     needs=("raw records",),
 )
 
-RECIPES: dict[str, Recipe] = {
-    target: value for target, value in list(globals().items()) if isinstance(value, Recipe)
-}
+RECIPES: dict[str, Recipe] = {target: value for target, value in list(globals().items()) if isinstance(value, Recipe)}

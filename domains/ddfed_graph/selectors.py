@@ -1,8 +1,8 @@
 """Condensed nodes that are made of propagated features, without any training.
 
-H_2 = A^^2 X is what two rounds of message passing see of a node. A graph without structure, A' = I, shows a network the
-stored row as it is, so storing H_2 tells it what the real graph would have. One mean of H_2 a class, stored so, trains a
-GCN to the accuracy of the full graph on the citation networks: the row that stands beside every result.
+H_2 = A^^2 X is what two rounds of message passing see of a node. A graph without structure, A' = I, shows a network
+the stored row as it is, so storing H_2 tells it what the real graph would have. One mean of H_2 a class, stored so,
+trains a GCN to the accuracy of the full graph on the citation networks: the row that stands beside every result.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ Without structure, A' = I, a graph is stored as ``pixels``: its rows are separat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ class GraphStore(Store):
 
     The budget is counted in nodes, as everywhere in the field; `size_bytes` says what the structure costs beside them.
 
-    What is released is the adjacency itself, never the function that made it, with what is below ``threshold`` left out.
+    What is released is the adjacency itself, never the function that made it, less what is below ``threshold``.
 
     Options:
         turns: [steps for the structure, steps for the features], which alternate in this order (GCond); None for both
@@ -36,9 +36,9 @@ class GraphStore(Store):
     """
 
     coupled = True
-    defaults: Mapping[str, Any] = {"turns": None, "structure_lr": None, "threshold": 0.05}
+    defaults: ClassVar[Mapping[str, Any]] = {"turns": None, "structure_lr": None, "threshold": 0.05}
     #: tensors with an axis for each of two nodes
-    paired: frozenset[str] = frozenset()
+    paired: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, info: TaskInfo, classes: Tensor, **options: Any) -> None:
         super().__init__(info, classes, **options)
@@ -83,7 +83,7 @@ class GraphStore(Store):
         self.begin(rows[:, 0, d:], streams)
 
     def begin(self, adjacency: Tensor, streams: Streams) -> None:
-        """Initialise the structure from the adjacency of the items, (items, items), or (items, 0) where there is none."""
+        """Initialise the structure from the adjacency of the items, (items, items); (items, 0) where there is none."""
 
     def constrain(self) -> None:
         """Features in their natural range; the structure is a function that has none."""

@@ -37,7 +37,6 @@ class Mean(SumTerm):
         found = {"features": lambda: self._features(view), "logits": lambda: _logits(view)}
         return torch.cat([found[what]() for what in self.sees], 1)
 
-
     def _features(self, view: View) -> Tensor:
         return F.normalize(view.features, dim=1) if self.options["normalise"] else view.features
 
