@@ -627,8 +627,8 @@ def check_baseline(name: str) -> None:
     if name in BASELINES:
         return
     selector, colon, asked = name.partition(":")
-    known = (*BASELINES, *registry().names("selector"))
-    if selector not in known or selector in BASELINES:
+    known = list(dict.fromkeys([*BASELINES, *registry().names("selector")]))
+    if selector not in registry().names("selector"):
         raise ConfigError(f"unknown baseline {name!r}.{suggest(name, known)} Possible: {one_of(known)}")
     if colon and not (asked.isdigit() and int(asked)):
         raise ConfigError(

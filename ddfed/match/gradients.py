@@ -335,10 +335,8 @@ class GradientMatching(Objective):
         draw = j.draw_siamese()
         members = self._members(j)
         chosen = torch.cat(members)
-        if j.coupled and not torch.equal(chosen, torch.arange(len(j.x))):
-            raise ConfigError(
-                "objective 'gradient' takes coupled rows class after class, and these are in no such order"
-            )
+        if j.coupled:
+            self._check_together(j, chosen)
         rows = j.x[chosen]
         if draw is not None and j.augmentation is not None:
             rows = j.augmentation(rows, draw, j.row_class[chosen])
@@ -363,6 +361,15 @@ class GradientMatching(Objective):
         y = torch.zeros_like(j.y).index_add_(0, chosen.to(j.y.device), syn.grad_y) if j.y.requires_grad else None
         return Cotangent(x, y, loss)
 
+    def _check_together(self, j: Judgement, chosen: Tensor) -> None:
+        """Refuse to take coupled rows apart."""
+        if self.options["syn_rows"] is not None:
+            raise ConfigError("objective 'gradient': syn_rows draws rows that must stay together; set syn_rows = null")
+        if not torch.equal(chosen, torch.arange(len(j.x))):
+            raise ConfigError(
+                "objective 'gradient' takes coupled rows class after class, and these are in no such order"
+            )
+
     def _judge_coupled(
         self,
         tap: FeaturesAndLogits,
@@ -373,8 +380,6 @@ class GradientMatching(Objective):
         stream: torch.Generator,
     ) -> float:
         """All classes of coupled rows at once; notes the derivatives in ``syn``, returns the sum."""
-        if self.options["syn_rows"] is not None:
-            raise ConfigError("objective 'gradient': syn_rows draws rows that must stay together; set syn_rows = null")
         real = self._real(j, tap, weights, None, query, stream)
         groups = [range(i, i + 1) for i in range(len(j.classes))]
         if self._joint(j):

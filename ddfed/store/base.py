@@ -70,11 +70,14 @@ class Store(ABC):
             classes: classes that share what is shared.
             options: the parametrisation's settings.
 
-        What is stored grows evenly with the items, so the sizes for one and for two of each class tell all.
+        What is stored grows evenly with the items, so the sizes for one and for two of each class tell all. Coupled
+        rows are counted themselves, as what lies between them grows with their square.
 
         Raises:
             BudgetError: not even one fits; the message says from which budget on it does.
         """
+        if cls.coupled:
+            return ipc
         with torch.device("meta"):  # sizes without memory
             one, two = (cls(info, _numbers(classes, each), **options).size_bytes for each in (1, 2))
         plain = 4 * math.prod(info.shape) * classes
@@ -174,7 +177,9 @@ class Store(ABC):
 
     @property
     def plain_items_per_class(self) -> float:
-        """The stored bytes in plain items per class: what a budget is counted in."""
+        """The stored bytes in plain items per class: what a budget is counted in. The items themselves if coupled."""
+        if self.coupled:
+            return self.items / max(1, len(self.classes.unique()))
         plain = 4 * math.prod(self.info.shape)
         return self.size_bytes / (plain * max(1, len(self.classes.unique())))
 

@@ -51,11 +51,6 @@ class GraphStore(Store):
             self.number("structure_lr", positive=True)
         self.number("threshold")
 
-    @classmethod
-    def items_per_class(cls, info: TaskInfo, ipc: int, classes: int, **options: Any) -> int:
-        """``ipc``: a graph's budget is its nodes."""
-        return ipc
-
     @property
     def structure(self) -> frozenset[str]:
         """Names of the params that the adjacency is made from."""
