@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddfed.cli.options import experiment_options, run_options, shared_flags
-from ddfed.cli.output import say, table
+from ddfed.cli.output import facts, say, table
 from ddfed.cli.running import Making
 
 if TYPE_CHECKING:
@@ -99,12 +99,14 @@ def _watch(progress: Any) -> Any:
 
 
 def _print(summary: dict[str, Any], path: Path) -> None:
-    from ddfed.report.pages import EVALUATION_COLUMNS, evaluation_rows
+    from ddfed.report.pages import EVALUATION_COLUMNS, evaluation_rows, told_facts
 
     table(EVALUATION_COLUMNS, evaluation_rows(summary["evaluation"]))
     for p in summary["published"]:
         spread = f" ± {p['spread']}" if p["spread"] is not None else ""
         click.echo(f"published: {p['accuracy']}{spread} % under {p['protocol']} ({p['source']})")
+    if summary.get("facts"):
+        facts(told_facts(summary["facts"]))
     click.echo(f"\n{path / 'report.html'}")
 
 

@@ -42,12 +42,13 @@ class Measurement:
         subject: ``"dm"``, ``"random"``, ``"label-only"``, ``"full data"``.
         network: what was trained.
         protocol: how, with any departure in its name.
-        accuracies: test accuracy of each fresh network, in [0, 1], last epoch.
+        accuracies: test accuracy of each fresh network, in [0, 1], after the epoch that ``epoch`` says.
         items: stored items trained on.
         seconds: wall time of the row.
         note: what a reader must know to compare.
         ece: expected calibration error of each network's softmax, in [0, 1]; empty where there are no probabilities.
         nll: mean negative log-likelihood of each, in nats; empty likewise.
+        epoch: ``last``, or ``best by validation``: which epoch of the training counts.
     """
 
     subject: str
@@ -59,6 +60,7 @@ class Measurement:
     note: str = ""
     ece: tuple[float, ...] = ()
     nll: tuple[float, ...] = ()
+    epoch: str = "last"
 
     @property
     def mean(self) -> float:
@@ -242,6 +244,7 @@ def measure(
         subject.note,
         tuple(one.ece for one in found if one.ece is not None),
         tuple(one.nll for one in found if one.nll is not None),
+        "best by validation" if isinstance(protocol, Protocol) and protocol.choose else "last",
     )
 
 

@@ -70,7 +70,7 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
     page.text(
         f"Trained on {main['items']} synthetic items, fresh {main['network']} networks reach "
         f"{percent(main['mean'], main['std'])} % on {task['test']} test rows ({main['protocol']}, "
-        f"{len(main['accuracies'])} networks, last epoch, one distillation with seed {summary['seed']}; "
+        f"{len(main['accuracies'])} networks, epoch: {main.get('epoch', 'last')}, one distillation with seed {summary['seed']}; "
         f"± is the population deviation over networks). ECE is the expected calibration error of the softmax in 15 "
         f"bins, NLL the negative log-likelihood in nats, both means over networks."
     )
@@ -100,12 +100,21 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
         )
     page.section("The distilled set")
     picture(domain, syn, page, f"{len(syn)} items, {summary['stored_bytes']} bytes stored")
+    if summary.get("facts"):
+        page.facts(told_facts(summary["facts"]))
     if summary["losses"]:
         steps, losses = zip(*summary["losses"], strict=True)
         page.section("Distillation")
         page.svg(curves({"loss": (steps, losses)}, "outer step", "matching loss"), "Matching loss", alt="loss curve")
     _closing(page, summary)
     return page
+
+
+def told_facts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a domain says of a set, for people: names without underscores, four digits."""
+    return {
+        name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else value for name, value in found.items()
+    }
 
 
 def compare_page(

@@ -68,10 +68,10 @@ _GCOND_PARTS: dict[str, Any] = {
     "pool": "RS",
     "pool_options": _GCOND_POOL,
     "lr": 1e-4,
-    "steps": 12_000,
-    "keep": {"every": 1000, "begins": 0.1, "epochs": 200},
+    "steps": 2000,
+    "keep": {"every": 100, "epochs": 200},
 }
-_PGE = {"store": "pge", "store_options": {"structure_lr": 1e-4, "turns": [200, 800]}}
+_PGE = {"store": "pge", "store_options": {"structure_lr": 1e-3, "turns": [200, 800]}}
 _DIGITS_GM = laptop(steps=300, lr=1e-2, pool_options={"length": 10, "epochs": 5}, keep={"every": 100})
 _GM_EQUATION = (
     r"$\min_{X', \Phi} E_{\theta_0} \sum_t \sum_c D(\nabla_\theta \ell_c(\mathrm{GNN}_{\theta_t}(A, X)), "
@@ -118,6 +118,7 @@ GCOND = _recipe(
     departures=(
         _NO_DRAWS,
         _VALIDATION,
+        "2,000 steps instead of 12,000, as validation nodes choose one of the first hundreds; structure moves by 1e-3",
         "classes weigh alike, which at equal budgets is the paper's n'_c / max n'_c",
         "the SGC that judges has one linear map; the released adjacency is thresholded before the set is tried",
     ),
@@ -137,7 +138,7 @@ GCOND_X = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="medium",
-    presets=(Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN), _DIGITS_GM),
+    presets=(_DIGITS_GM,),
     published=_published(_TABLE, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
     departures=(_NO_DRAWS, _VALIDATION),
 )
@@ -213,7 +214,6 @@ CTRL = _recipe(
     needs=("second order",),
     expense="high",
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
         laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     departures=(
@@ -385,9 +385,9 @@ GC_SNTK = _recipe(
         "objective_options": {"kernel": "sntk", "ridge": 1.0, "rows": 1024},
         "pool": "R",
         "labels": "vectors",
-        "lr": 0.01,
+        "lr": 1e-3,
         "label_lr": 0.01,
-        "steps": 200,
+        "steps": 300,
         "keep": {"every": 20},
         "protocol": "E-sntk",
     },
@@ -411,7 +411,12 @@ GC_SNTK = _recipe(
         laptop(steps=100),
     ),
     published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
-    departures=("neighbourhoods are averaged, which the paper's code has as a variant", _VALIDATION),
+    departures=(
+        "neighbourhoods are averaged, which the paper's code has as a variant",
+        "features move by 1e-3 instead of 1e-2, which throws row-normalised ones about (validation nodes choose between "
+        "77 and 55 % from one trial to the next)",
+        _VALIDATION,
+    ),
 )
 
 # --- without training --------------------------------------------------------------------------------------------
