@@ -16,6 +16,7 @@ def ddfed_register(registry: Registry) -> None:
             family=recipe.family,
             citation=recipe.citation,
             requires=recipe.needs,
+            domains=recipe.domains,
             cost=recipe.expense,
         )
     for name, summary in (

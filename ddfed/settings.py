@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ddfed.config import Layer, Resolved, resolve
+from ddfed.errors import ConfigError, one_of
 from ddfed.registry import registry
 
 if TYPE_CHECKING:
@@ -305,13 +306,28 @@ def origin_of(layers: Sequence[Layer], path: str, default: str) -> str:
     )
 
 
-def recipe_layers(method: str, origin: str, dataset: str, layers: Sequence[Layer], section: str) -> list[Layer]:
-    """A recipe's defaults and the presets that fit the data set and budget, to lie below the user's layers."""
+def recipe_layers(method: str, origin: str, layers: Sequence[Layer], section: str) -> list[Layer]:
+    """A recipe's defaults and the presets that fit the data set and budget, to lie below the user's layers.
+
+    A recipe for one modality brings it along.
+
+    Raises:
+        ConfigError: the recipe is not for the modality that is asked for.
+    """
     recipe = registry().load("recipe", method, origin)
     below = [Layer(f"recipe {method}", {section: dict(recipe.defaults)})]
+    if recipe.domains:
+        below.append(Layer(f"recipe {method}", {"data": {"domain": recipe.domains[0]}}))
+    domain = value_of([*below, *layers], "data.domain", DataSettings().domain)
+    dataset = value_of(layers, "data.dataset", DataSettings().dataset)
+    if recipe.domains and domain not in recipe.domains:
+        raise ConfigError(
+            f"method {method!r} is for {one_of(recipe.domains)}, and data.domain is {domain!r} (from "
+            f"{origin_of(layers, 'data.domain', 'the default')}). `ddfed methods list` shows what each is for."
+        )
     ipc = value_of([*below, *layers], f"{section}.ipc", PartSettings().ipc)
     for preset in recipe.presets:
-        if preset.fits(dataset, ipc):
+        if preset.fits(dataset, ipc, domain):
             below.append(Layer(f"preset {method}/{preset.label}", {section: dict(preset.values)}))
     return below
 
@@ -343,6 +359,5 @@ def resolve_distill(layers: Sequence[Layer]) -> Resolved[DistillSettings]:
         ConfigError: an unknown key, a wrong value, or an unknown method.
     """
     method = value_of(layers, "method", "dm")
-    dataset = value_of(layers, "data.dataset", "digits")
-    below = recipe_layers(method, origin_of(layers, "method", "the default"), dataset, layers, "distill")
+    below = recipe_layers(method, origin_of(layers, "method", "the default"), layers, "distill")
     return resolve(DistillSettings, without_foreign_options([*below, *layers], "distill"))

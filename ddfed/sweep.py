@@ -31,7 +31,7 @@ from ddfed.config import Layer, parse_set, to_toml
 from ddfed.errors import ConfigError, RunFolderError, one_of, suggest
 from ddfed.registry import registry
 from ddfed.runs import RunFolder, find_runs
-from ddfed.settings import DistillSettings, resolve_distill
+from ddfed.settings import DataSettings, DistillSettings, resolve_distill
 
 STATE, TABLE, CELLS = "sweep.json", "sweep.md", "cells"
 COLUMNS = (
@@ -55,7 +55,8 @@ class Cell:
     @property
     def key(self) -> str:
         """Name in ``sweep.json``, and of the cell's folder."""
-        return f"{self.method}-{self.dataset}-ipc{self.ipc}-seed{self.seed}"
+        place = self.dataset if self.domain == DataSettings().domain else f"{self.domain}-{self.dataset}"
+        return f"{self.method}-{place}-ipc{self.ipc}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def parse_methods(text: str) -> list[str]:
 
 
 def parse_cells(text: str) -> list[tuple[str, str, int]]:
-    """``digits:1,digits:10`` as (domain, data set, items per class).
+    """``digits:1,graph/digits:10`` as (domain, data set, items per class).
 
     Raises:
         ConfigError: malformed, or no such data set.
@@ -110,6 +111,9 @@ def parse_cells(text: str) -> list[tuple[str, str, int]]:
         if not colon or not ipc.isdigit() or int(ipc) < 1:
             raise ConfigError(f"--cells wants DATASET:IPC with commas, got {part!r}. Example: digits:1,digits:10")
         full = [c for c in registry().names("dataset") if name in (c, c.partition("/")[2])]
+        # Where modalities share a name it means the default one; the others are asked for by domain/name.
+        usual = f"{DataSettings().domain}/{name}"
+        full = [usual] if usual in full else full
         if len(full) != 1:
             known = [c.partition("/")[2] for c in registry().names("dataset")]
             hint = f" It is one of {one_of(full)}." if full else suggest(name, known)
@@ -148,13 +152,28 @@ def parse_data(pairs: Iterable[str], datasets: Iterable[str]) -> dict[str, Path]
 
 
 def plan(methods: Sequence[str], places: Sequence[tuple[str, str, int]], seeds: Sequence[int]) -> list[Cell]:
-    """All cells, one seed after the other, so that a sweep that was stopped has whole columns."""
-    return [
+    """All cells, one seed after the other, so that a sweep that was stopped has whole columns.
+
+    Methods for other modalities than a cell's are left out.
+
+    Raises:
+        ConfigError: none of the methods is for the modality of any cell.
+    """
+    only = {method: registry().get("recipe", method).facts.get("domains", ()) for method in methods}
+    found = [
         Cell(method, dataset, ipc, seed, domain)
         for seed in seeds
         for domain, dataset, ipc in places
         for method in methods
+        if not only[method] or domain in only[method]
     ]
+    if not found:
+        wanted = one_of(sorted({domain for domains in only.values() for domain in domains}))
+        raise ConfigError(
+            f"no method fits a cell: {one_of(methods)} are for {wanted}. Name cells of that modality, such as "
+            f"graph/digits:10."
+        )
+    return found
 
 
 def _parts(text: str, option: str) -> list[str]:

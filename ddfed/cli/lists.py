@@ -152,7 +152,8 @@ def show_plugin(name: str, as_json: bool) -> None:
 
 def _method(component: Component) -> Row:
     known = component.facts
-    needs = [*_many(known.get("requires")), *_many(known.get("needs"))]
+    needs = [f"{domain} data" for domain in known.get("domains", ())]
+    needs += [*_many(known.get("requires")), *_many(known.get("needs"))]
     if component.missing:
         needs.append(_missing(component))
     return {
@@ -201,7 +202,7 @@ def _plugin(point: EntryPoint) -> Row:
 
 def _offer(component: Component) -> Row:
     """What `show` adds: everything else the plugin said, and where it loads from."""
-    said = {k: v for k, v in component.facts.items() if k not in ("family", "requires", "needs")}
+    said = {k: v for k, v in component.facts.items() if k not in ("family", "requires", "needs", "domains")}
     return {**said, "plugin": component.plugin, "loads": component.target}
 
 

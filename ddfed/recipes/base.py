@@ -15,6 +15,7 @@ class Preset:
         values: settings of the eight parts that override the recipe's.
         datasets: data sets it is for; empty for all.
         ipc: budgets it is for; empty for all.
+        domains: modalities whose data sets are meant; empty for all. Modalities may share names of data sets.
         source: where the values come from.
     """
 
@@ -22,9 +23,14 @@ class Preset:
     datasets: tuple[str, ...] = ()
     ipc: tuple[int, ...] = ()
     source: str = ""
+    domains: tuple[str, ...] = ()
 
-    def fits(self, dataset: str, ipc: int) -> bool:
-        return (not self.datasets or dataset in self.datasets) and (not self.ipc or ipc in self.ipc)
+    def fits(self, dataset: str, ipc: int, domain: str = "") -> bool:
+        return (
+            (not self.datasets or dataset in self.datasets)
+            and (not self.ipc or ipc in self.ipc)
+            and (not self.domains or not domain or domain in self.domains)
+        )
 
     @property
     def label(self) -> str:
@@ -83,6 +89,6 @@ class Recipe:
     departures: tuple[str, ...] = field(default=())
 
 
-def laptop(**values: Any) -> Preset:
-    """The preset for digits that runs in a minute or two on a laptop; ours, no paper has it."""
-    return Preset(values, ("digits",), source="ours, for minutes on a laptop")
+def laptop(domain: str = "image", /, **values: Any) -> Preset:
+    """The preset for a domain's digits that runs in a minute or two on a laptop; ours, no paper has it."""
+    return Preset(values, ("digits",), source="ours, for minutes on a laptop", domains=(domain,))

@@ -37,6 +37,7 @@ def ddfed_register(registry: Registry) -> None:
             family=recipe.family,
             citation=recipe.citation,
             requires=recipe.needs,
+            domains=recipe.domains,
             cost=recipe.expense,
         )
     for name, target, summary in (

@@ -72,7 +72,7 @@ _GCOND_PARTS: dict[str, Any] = {
     "keep": {"every": 100, "epochs": 200},
 }
 _PGE = {"store": "pge", "store_options": {"structure_lr": 1e-3, "turns": [200, 800]}}
-_DIGITS_GM = laptop(steps=300, lr=1e-2, pool_options={"length": 10, "epochs": 5}, keep={"every": 100})
+_DIGITS_GM = laptop("graph", steps=300, lr=1e-2, pool_options={"length": 10, "epochs": 5}, keep={"every": 100})
 _GM_EQUATION = (
     r"$\min_{X', \Phi} E_{\theta_0} \sum_t \sum_c D(\nabla_\theta \ell_c(\mathrm{GNN}_{\theta_t}(A, X)), "
     r"\nabla_\theta \ell_c(\mathrm{GNN}_{\theta_t}(A', X')))$, $D(g, h) = \sum_j (1 - \cos(g_j, h_j))$ over outputs"
@@ -109,7 +109,7 @@ GCOND = _recipe(
         Preset(
             {"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source="ours, chosen on validation nodes"
         ),
-        laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
+        laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     published=(
         *_published(_TABLE, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
@@ -168,7 +168,7 @@ DOSCOND = _recipe(
     needs=("second order",),
     presets=(
         Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
-        laptop(lr=1e-2, store_options={"structure_lr": 1e-2}),
+        laptop("graph", lr=1e-2, store_options={"structure_lr": 1e-2}),
     ),
     published=_published(_TABLE, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
     departures=(
@@ -188,7 +188,7 @@ DOSCOND_X = _recipe(
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
-    presets=(_ONE_STEP_CORA, laptop(lr=1e-2)),
+    presets=(_ONE_STEP_CORA, laptop("graph", lr=1e-2)),
     departures=(_NO_DRAWS, _VALIDATION),
 )
 CTRL = _recipe(
@@ -213,9 +213,7 @@ CTRL = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="high",
-    presets=(
-        laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
-    ),
+    presets=(laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),),
     departures=(
         _NO_DRAWS,
         _VALIDATION,
@@ -255,7 +253,7 @@ _GCDM_DEPARTURES = (
     "and the set gets worse (64.6 against 81.4 % at 70 nodes on Cora)",
     "features of a row are divided by their length; the loss is weighed by 100",
 )
-_GCDM_LAPTOP = laptop(lr=1e-2, steps=200)
+_GCDM_LAPTOP = laptop("graph", lr=1e-2, steps=200)
 GCDM = _recipe(
     "gcdm",
     "moments",
@@ -268,7 +266,7 @@ GCDM = _recipe(
     fails=_GCDM_FAILS,
     presets=(
         Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
-        laptop(lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
+        laptop("graph", lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
     ),
     published=_published(_SECOND, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
     departures=(_NO_DRAWS, _VALIDATION, *_GCDM_DEPARTURES),
@@ -324,7 +322,7 @@ _TRAJECTORY_DEPARTURES = (
     _VALIDATION + "; the paper scores iterates by a kernel regression on them",
     "five experts and students of 30 steps instead of 200 and 500; the step size of the student is learned as in MTT",
 )
-_TRAJECTORY_LAPTOP = laptop(lr=1e-2, steps=100)
+_TRAJECTORY_LAPTOP = laptop("graph", lr=1e-2, steps=100)
 SFGC = _recipe(
     "sfgc",
     "trajectory",
@@ -407,8 +405,8 @@ GC_SNTK = _recipe(
         "79.9 % after 100 on Cora, 78.8 against 80.9 after 400), so name the predictor with the figure."
     ),
     presets=(
-        Preset({"objective_options": {"kernel": "ntk-hops"}}, ("digits", "dblp"), source="ours, for its size"),
-        laptop(steps=100),
+        Preset({"objective_options": {"kernel": "ntk-hops"}}, ("dblp",), source="ours, for its size"),
+        laptop("graph", steps=100),
     ),
     published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
     departures=(

@@ -103,8 +103,7 @@ HAND: dict[str, Callable[[list[Tensor], list[Tensor]], Tensor]] = {
     "cosine": hand_cosine,
     "mse": lambda g, h: sum((((a - b) ** 2).sum() for a, b in zip(g, h)), torch.zeros(())),
     "rows+size": lambda g, h: (
-        0.1 * hand_rows(g, h)
-        + 0.9 * sum(((a - b).flatten(1).norm(dim=1).sum() for a, b in zip(g, h)), torch.zeros(()))
+        0.1 * hand_rows(g, h) + 0.9 * sum(((a - b).flatten(1).norm(dim=1).sum() for a, b in zip(g, h)), torch.zeros(()))
     ),
     "l1": lambda g, h: sum(((a - b).abs().sum() for a, b in zip(g, h)), torch.zeros(())),
 }

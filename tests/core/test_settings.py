@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ddfed.config import Layer
 from ddfed.errors import ConfigError
+from ddfed.registry import registry
 from ddfed.settings import DistillSettings, resolve_distill, resolve_prune
 
 
@@ -74,3 +75,17 @@ def test_options_given_with_or_after_a_new_part_are_kept():
         Layer("--set", {"distill": {"pool_options": {"steps": 2}}}),
     ]
     assert resolve_distill(layers).settings.distill.pool_options == {"length": 7, "steps": 2}
+
+
+def test_a_method_for_one_modality_brings_it_along_and_refuses_others():
+    settings = resolve_distill([Layer("test", {"method": "gcond"})]).settings
+    assert (settings.data.domain, settings.distill.store) == ("graph", "pge")
+    with pytest.raises(ConfigError, match="for 'graph', and data.domain is 'image'"):
+        resolve_distill([Layer("test", {"method": "gcond", "data": {"domain": "image"}})])
+
+
+def test_presets_of_digits_are_those_of_their_modality():
+    image = resolve_distill([Layer("test", {"method": "dm"})]).settings.distill
+    graph = resolve_distill([Layer("test", {"method": "dm", "data": {"domain": "graph"}})]).settings.distill
+    recipe = registry().load("recipe", "dm")
+    assert graph.steps == recipe.defaults["steps"] != image.steps

@@ -319,3 +319,16 @@ def test_epochs_are_cut_only_where_networks_are_trained(tmp_path: Path):
     """KIP is judged by a regression, which refuses epochs: the table of all methods lost its row."""
     tasks = {cell.method: sweep._Task.of(cell, How(epochs=7), None, tmp_path) for cell in cells("kip", "dm")}
     assert tasks["dm"].settings.evaluate.epochs == 7 and tasks["kip"].settings.evaluate.epochs is None
+
+
+def test_cells_of_modalities_that_share_a_name_and_methods_for_one_of_them():
+    assert parse_cells("digits:1,graph/digits:2") == [("image", "digits", 1), ("graph", "digits", 2)]
+    places = parse_cells("digits:1,graph/digits:1")
+    found = [(cell.domain, cell.method, cell.key) for cell in plan(["dm", "gcond"], places, [0])]
+    assert found == [
+        ("image", "dm", "dm-digits-ipc1-seed0"),
+        ("graph", "dm", "dm-graph-digits-ipc1-seed0"),
+        ("graph", "gcond", "gcond-graph-digits-ipc1-seed0"),
+    ]
+    with pytest.raises(ConfigError, match="no method fits a cell"):
+        plan(["gcond"], parse_cells("digits:1"), [0])
