@@ -106,9 +106,6 @@ GCOND = _recipe(
     needs=("second order",),
     expense="high",
     presets=(
-        Preset(
-            {"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source="ours, chosen on validation nodes"
-        ),
         laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     published=(
