@@ -56,7 +56,7 @@ def compose_mean(data: RealData, ctx: PoolContext, per_class: int, top_up: bool,
 
 def compose_kmeans(data: RealData, ctx: PoolContext, per_class: int, top_up: bool, *, hops: Hops = 2) -> Tensor:
     """Centres of k-means over the propagated features of a class."""
-    return _class_by_class(data, ctx, per_class, hops, _centres)
+    return _class_by_class(data, ctx, per_class, hops, lambda h, k, g: clustered(h, k, g)[0])
 
 
 def compose_random(data: RealData, ctx: PoolContext, per_class: int, top_up: bool, *, hops: Hops = 2) -> Tensor:
@@ -74,12 +74,13 @@ def compose_kcenter(data: RealData, ctx: PoolContext, per_class: int, top_up: bo
     return _class_by_class(data, ctx, per_class, hops, lambda h, k, g: h[choose_kcenter(h, k, g)])
 
 
-def _centres(h: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def clustered(h: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """K-means: the centres (k, d), and the cluster of each row."""
     from sklearn.cluster import KMeans
 
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     fitted = KMeans(k, n_init=10, random_state=seed).fit(h.double().numpy())
-    return torch.from_numpy(fitted.cluster_centers_).float()
+    return torch.from_numpy(fitted.cluster_centers_).float(), torch.from_numpy(fitted.labels_).long()
 
 
 MEAN = Composer("mean-a2x", compose_mean)

@@ -1,18 +1,16 @@
-"""The methods for graphs. Light: declarations only.
+"""Methods that match gradients, moments and trajectories, regress in a kernel, or keep and average nodes.
 
 The engines are the core's. What is a graph's own are the stores (an adjacency among the condensed nodes), propagated
-features and their means, a kernel and the protocol. Budgets are nodes of a class: ipc 5, 10 and 20 are the 35, 70 and
-140 nodes of the papers on Cora, and 30, 60 and 120 on CiteSeer.
+features and their means, a kernel and the protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from ddfed.recipes.base import Preset, Published, Recipe, laptop
+from ddfed.recipes.base import Preset, Recipe, laptop
+from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, OURS, QUOTED, RERUN, figures, graph_recipe
 
-_GCOND = "Jin et al., Graph Condensation for Graph Neural Networks, ICLR 2022"
 _DOSCOND = "Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022"
 _GCDM = "Liu et al., Graph Condensation via Receptive Field Distribution Matching, 2022"
 _SFGC = "Zheng et al., Structure-free Graph Condensation: From Large-scale Graphs to Condensed Graph-free Data, NeurIPS 2023"
@@ -21,42 +19,7 @@ _GEOM = (
 )
 _SNTK = "Wang et al., Fast Graph Condensation with Structure-based Neural Tangent Kernel, WWW 2024"
 _CTRL = "Zhang et al., Two Trades is not Baffled: Condensing Graph via Crafting Rational Gradient Matching, 2024"
-_OURS = "Ours: the baseline without which a table of graph condensation says little"
-_TABLE = "table of the GC-SNTK paper, rerun there"
-_SECOND = "rerun quoted by a later paper"
-
-_BUDGETS = {"cora": (5, 10, 20), "citeseer": (5, 10, 20), "pubmed": (5, 10, 20)}
-
-
-def _published(source: str, **figures: tuple[float | None, ...]) -> tuple[Published, ...]:
-    """Figures by data set at its three budgets."""
-    return tuple(
-        Published(dataset, ipc, accuracy, None, "GCN, best epoch by validation", source)
-        for dataset, found in figures.items()
-        for ipc, accuracy in zip(_BUDGETS[dataset], found)
-        if accuracy is not None
-    )
-
-
-def _recipe(name: str, family: str, title: str, citation: str, defaults: Mapping[str, Any], **page: Any) -> Recipe:
-    return Recipe(name, family, title, citation, {**_PARTS, **defaults}, domains=("graph",), **page)
-
-
-#: What all of them share. SGC sees real nodes through features that were propagated once.
-_PARTS: dict[str, Any] = {
-    "network": "sgc",
-    "store": "pixels",
-    "labels": "hard",
-    "augment": "none",
-    "init": "random",
-    "scope": "joint",
-    "optimizer": "adam",
-    "protocol": "E-gcn",
-    "ipc": 10,
-}
 _NO_DRAWS = "no neighbour is sampled: real gradients and means are those of all training nodes of a class, exactly"
-_CHOSEN = "ours, chosen on validation nodes"
-_VALIDATION = "the iterate is chosen by validation nodes, as the papers do, but never by test nodes"
 
 # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -90,11 +53,11 @@ _GM_FAILS = (
     "propagated features a class does as well on the citation networks; look at larger graphs and other networks."
 )
 
-GCOND = _recipe(
+GCOND = graph_recipe(
     "gcond",
     "gradients",
     "match the gradients of each class, with an adjacency that an MLP makes of pairs of condensed nodes",
-    _GCOND,
+    GCOND_PAPER,
     {**_GCOND_PARTS, **_PGE},
     idea=(
         "A GNN trained on the condensed graph should move as one trained on the real graph does. Features are free, "
@@ -114,21 +77,21 @@ GCOND = _recipe(
         laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     published=(
-        *_published(_TABLE, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
-        *_published(_SECOND, cora=(79.8, 80.1, 79.3), citeseer=(70.5, 70.6, 69.8)),
+        *figures(RERUN, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
+        *figures(QUOTED, cora=(79.8, 80.1, 79.3), citeseer=(70.5, 70.6, 69.8)),
     ),
     departures=(
         _NO_DRAWS,
-        _VALIDATION,
+        BY_VALIDATION,
         "classes weigh alike, which at equal budgets is the paper's n'_c / max n'_c",
         "the SGC that judges has one linear map; the released adjacency is thresholded before the set is tried",
     ),
 )
-GCOND_X = _recipe(
+GCOND_X = graph_recipe(
     "gcond-x",
     "gradients",
     "match the gradients of each class by condensed nodes without edges",
-    _GCOND,
+    GCOND_PAPER,
     _GCOND_PARTS,
     idea=(
         "GCond without structure: A' = I. Networks are trained on rows that have no neighbours and are used on a "
@@ -139,9 +102,9 @@ GCOND_X = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="medium",
-    presets=(Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN), _DIGITS_GM),
-    published=_published(_TABLE, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
-    departures=(_NO_DRAWS, _VALIDATION),
+    presets=(Preset({"lr": 1e-3}, ("cora",), source=CHOSEN), _DIGITS_GM),
+    published=figures(RERUN, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
+    departures=(_NO_DRAWS, BY_VALIDATION),
 )
 
 _ONE_STEP: dict[str, Any] = {
@@ -151,12 +114,12 @@ _ONE_STEP: dict[str, Any] = {
     "steps": 200,
     "keep": {"every": 20, "epochs": 200},
 }
-_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN)
+_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source=CHOSEN)
 _ONE_STEP_IDEA = (
     "Gradients at freshly drawn weights alone are enough to match: no network is trained in between, so a run is a "
     "matter of seconds."
 )
-DOSCOND = _recipe(
+DOSCOND = graph_recipe(
     "doscond",
     "gradients",
     "match the gradients of each class at random weights, features and structure at every step",
@@ -168,17 +131,17 @@ DOSCOND = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
         laptop(lr=1e-2, store_options={"structure_lr": 1e-2}),
     ),
-    published=_published(_TABLE, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
+    published=figures(RERUN, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
     departures=(
         _NO_DRAWS,
-        _VALIDATION,
+        BY_VALIDATION,
         "the adjacency is GCond's function of features, as in the toolkits; the paper samples edges of sets of graphs",
     ),
 )
-DOSCOND_X = _recipe(
+DOSCOND_X = graph_recipe(
     "doscond-x",
     "gradients",
     "match the gradients of each class at random weights by condensed nodes without edges",
@@ -190,9 +153,9 @@ DOSCOND_X = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     presets=(_ONE_STEP_CORA, laptop(lr=1e-2)),
-    departures=(_NO_DRAWS, _VALIDATION),
+    departures=(_NO_DRAWS, BY_VALIDATION),
 )
-CTRL = _recipe(
+CTRL = graph_recipe(
     "ctrl",
     "gradients",
     "match direction and size of the gradients of each class, from k-means centres",
@@ -215,12 +178,12 @@ CTRL = _recipe(
     needs=("second order",),
     expense="high",
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
         laptop(**{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     departures=(
         _NO_DRAWS,
-        _VALIDATION,
+        BY_VALIDATION,
         "clusters are made of training nodes alone; the published code looks at validation and test labels there",
         "no switch of the distance by the gradients' size (a threshold of 50 on ogbn-arxiv)",
     ),
@@ -251,7 +214,7 @@ _GCDM_FAILS = (
     "so rows are normalised and the iterate is chosen by validation nodes."
 )
 _GCDM_LAPTOP = laptop(lr=1e-2, steps=200)
-GCDM = _recipe(
+GCDM = graph_recipe(
     "gcdm",
     "moments",
     "match the mean receptive field of each class, with a learned adjacency",
@@ -262,13 +225,13 @@ GCDM = _recipe(
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
     presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=_CHOSEN),
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
         laptop(lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
     ),
-    published=_published(_SECOND, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
-    departures=(_NO_DRAWS, _VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
+    published=figures(QUOTED, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
+    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
 )
-GCDM_X = _recipe(
+GCDM_X = graph_recipe(
     "gcdm-x",
     "moments",
     "match the mean receptive field of each class by condensed nodes without edges",
@@ -279,7 +242,7 @@ GCDM_X = _recipe(
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
     presets=(_ONE_STEP_CORA, _GCDM_LAPTOP),
-    departures=(_NO_DRAWS, _VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
+    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
 )
 
 # --- trajectories ------------------------------------------------------------------------------------------------
@@ -316,11 +279,11 @@ _TRAJECTORY_FAILS = (
     "2,500 epochs and students of 500 steps; the defaults here are for two cores."
 )
 _TRAJECTORY_DEPARTURES = (
-    _VALIDATION + "; the paper scores iterates by a kernel regression on them",
+    BY_VALIDATION + "; the paper scores iterates by a kernel regression on them",
     "five experts and students of 30 steps instead of 200 and 500; the step size of the student is learned as in MTT",
 )
 _TRAJECTORY_LAPTOP = laptop(lr=1e-2, steps=100)
-SFGC = _recipe(
+SFGC = graph_recipe(
     "sfgc",
     "trajectory",
     "follow GCNs that were trained on the graph, by condensed nodes without edges",
@@ -336,10 +299,10 @@ SFGC = _recipe(
     needs=("second order",),
     expense="high",
     presets=(_TRAJECTORY_LAPTOP,),
-    published=_published(_SECOND, cora=(80.1, 81.7, 81.6), citeseer=(71.4, 72.4, 70.6)),
+    published=figures(QUOTED, cora=(80.1, 81.7, 81.6), citeseer=(71.4, 72.4, 70.6)),
     departures=_TRAJECTORY_DEPARTURES,
 )
-GEOM = _recipe(
+GEOM = graph_recipe(
     "geom",
     "trajectory",
     "follow GCNs from an ever wider window of starts, with learned soft labels",
@@ -360,7 +323,7 @@ GEOM = _recipe(
     needs=("second order",),
     expense="high",
     presets=(_TRAJECTORY_LAPTOP,),
-    published=_published("the paper, as recalled", cora=(82.5, 83.6, 82.8), citeseer=(73.0, 74.3, 73.3)),
+    published=figures("the paper, as recalled", cora=(82.5, 83.6, 82.8), citeseer=(73.0, 74.3, 73.3)),
     departures=(
         *_TRAJECTORY_DEPARTURES,
         "experts see all nodes from the start (no curriculum by the neighbourhoods' labels)",
@@ -370,7 +333,7 @@ GEOM = _recipe(
 
 # --- kernel ------------------------------------------------------------------------------------------------------
 
-GC_SNTK = _recipe(
+GC_SNTK = graph_recipe(
     "gc-sntk",
     "kernel",
     "learn the nodes and labels on which regression in a message-passing kernel fits the real ones",
@@ -405,19 +368,19 @@ GC_SNTK = _recipe(
         Preset({"objective_options": {"kernel": "ntk-hops"}}, ("digits", "dblp"), source="ours, for its size"),
         laptop(steps=100),
     ),
-    published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
-    departures=("neighbourhoods are averaged, which the paper's code has as a variant", _VALIDATION),
+    published=figures(RERUN, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
+    departures=("neighbourhoods are averaged, which the paper's code has as a variant", BY_VALIDATION),
 )
 
 # --- without training --------------------------------------------------------------------------------------------
 
 
 def _made(name: str, title: str, idea: str, fails: str, **changes: Any) -> Recipe:
-    return _recipe(
+    return graph_recipe(
         name,
         "selection",
         title,
-        _OURS,
+        OURS,
         {"steps": 0, "init": name, **changes},
         idea=idea,
         equation=r"$H = \hat A^2 X$, $A' = I$",
@@ -463,11 +426,11 @@ KCENTER_A2X = _made(
     _PROPAGATED + "of nodes no node of the class is far from.",
     "Outliers are chosen early. " + _NO_FEATURES,
 )
-RANDOM_NODES = _recipe(
+RANDOM_NODES = graph_recipe(
     "random-nodes",
     "selection",
     "random real nodes with the edges among them",
-    _GCOND + " (baseline)",
+    GCOND_PAPER + " (baseline)",
     {"steps": 0, "init": "random", "store": "induced"},
     idea="What is left of the graph when only some labelled nodes are kept: nearly no edges at these budgets.",
     equation=r"$S = G[V']$, $V'$ random in each class",
@@ -475,5 +438,3 @@ RANDOM_NODES = _recipe(
     fails="Labelled nodes are hardly ever neighbours, so structure is lost.",
     needs=("raw records",),
 )
-
-RECIPES: dict[str, Recipe] = {target: value for target, value in list(globals().items()) if isinstance(value, Recipe)}
