@@ -56,6 +56,7 @@ def ddfed_register(registry: Registry) -> None:
         registry.add("selector", name, f"ddfed_graph.selectors:{target}", summary=summary)
     for name, target, summary in (
         ("cgc", "calibrated:CGC", "linked means of calibrated clusters of a class"),
+        ("coarsening", "coarsening:COARSENING", "super-nodes of the contracted graph, with the links among them"),
         ("cgc-x", "calibrated:CGC_X", "means of calibrated clusters of a class"),
     ):
         registry.add("selector", name, f"ddfed_graph.{target}", summary=summary)

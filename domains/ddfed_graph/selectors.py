@@ -19,7 +19,7 @@ from ddfed.errors import ConfigError
 from ddfed.pool import PoolContext
 from ddfed.select import Composer
 from ddfed.select.rules import choose_herding, choose_kcenter, choose_random
-from ddfed_graph.graph import GraphData
+from ddfed_graph.graph import Graph, GraphData
 
 Hops = Annotated[int, Field(ge=0, le=10)]
 #: (propagated features of the rows of a class (n, d), k, generator) -> (k, d)
@@ -32,11 +32,20 @@ def propagated(data: RealData, rows: Tensor, hops: int) -> Tensor:
     Raises:
         ConfigError: the data is no graph.
     """
+    return graph_of(data).hop(hops)[data.inputs[rows]]
+
+
+def graph_of(data: RealData) -> Graph:
+    """The graph that rows are nodes of.
+
+    Raises:
+        ConfigError: the data is no graph.
+    """
     if not isinstance(data, GraphData):
         raise ConfigError(
             f"{data.info.dataset!r} is no graph, so its features cannot be propagated; use 'random' or 'herding'"
         )
-    return data.graph.hop(hops)[data.inputs[rows]]
+    return data.graph
 
 
 def _class_by_class(data: RealData, ctx: PoolContext, per_class: int, hops: int, make: Make) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from graph_runs import communities, hidden_labels_do_not_matter, run, training_nodes
+
+from ddfed_graph import calibrated
+from ddfed_graph.calibrated import calibration, cosines, unpropagated, weighted_mean
+from ddfed_graph.domain import condensed
+from ddfed_graph.facts import symmetric_normalised
 
 pytest.importorskip("sklearn")
-
-from ddfed_graph import calibrated  # noqa: E402
-from ddfed_graph.calibrated import calibration, cosines, unpropagated, weighted_mean  # noqa: E402
-from ddfed_graph.domain import condensed  # noqa: E402
-from ddfed_graph.facts import symmetric_normalised  # noqa: E402
-from tests.graph.graph_runs import communities, hidden_labels_do_not_matter, run, training_nodes  # noqa: E402
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

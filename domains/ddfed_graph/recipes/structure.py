@@ -43,6 +43,7 @@ CGC = graph_recipe(
         "Where propagated features of different classes are alike a threshold links them: raise init_options.threshold."
     ),
     needs=("raw records",),
+    presets=(laptop(init_options={"threshold": 0.99}),),
     departures=(
         *_CGC_DEPARTURES,
         "the normal equations of the paper's objective are solved once; its code solves others twice",
@@ -62,4 +63,43 @@ CGC_X = graph_recipe(
     ),
     needs=("raw records",),
     departures=_CGC_DEPARTURES,
+)
+
+# --- contraction -------------------------------------------------------------------------------------------------
+
+COARSENING = graph_recipe(
+    "coarsening",
+    "selection",
+    "contract edges until few super-nodes are left",
+    "Huang et al., Scaling Up Graph Neural Networks Via Graph Coarsening, KDD 2021",
+    {"steps": 0, "init": "coarsening", "store": "induced", "store_options": {"threshold": 0.0}},
+    idea=(
+        "Linked nodes that are alike are merged, those first that change the means of the propagated features least, "
+        "for as long as every class has the super-nodes that the budget asks for. A super-node has the mean of its "
+        "nodes' features, the sum of their links, and the class of most of its training nodes."
+    ),
+    equation=r"$X' = \bar P X$, $A' = P A P^T$, $P P^T = I$",
+    cost="Ward's criterion along the edges of the whole graph: seconds on the citation networks.",
+    fails=(
+        "It knows labels of training nodes alone, so most of the graph ends in super-nodes without a class, which are "
+        "dropped: what the condensed nodes stand for depends on where the labels are."
+    ),
+    needs=("raw records",),
+    departures=(
+        "nodes are merged by Ward's criterion on propagated features (scikit-learn) in place of Loukas' variation "
+        "neighbourhoods, whose libraries no longer run",
+        "as many super-nodes of each class as the budget says, the largest; the papers fix the number of all",
+    ),
+)
+AVERAGING = graph_recipe(
+    "averaging",
+    "selection",
+    "the mean of the raw features of each class",
+    GCOND_PAPER + " (baseline of later tables)",
+    {"steps": 0, "init": "mean-a2x", "init_options": {"hops": 0}, "ipc": 1},
+    idea="A class is stored as the mean of what its labelled nodes are by themselves: what structure adds is missing.",
+    equation=r"$x'_c = \mathrm{mean}_{i \in c} x_i$, $A' = I$",
+    cost="None.",
+    fails="More than one node a class repeats it. The mean of propagated features (mean-a2x) costs as little.",
+    needs=("raw records",),
 )
