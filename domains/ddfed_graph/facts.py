@@ -37,6 +37,16 @@ def weighted_edges(adjacency: Tensor | None, threshold: float = 0.0) -> tuple[Te
     return edges, a[edges[0], edges[1]]
 
 
+def symmetric_normalised(adjacency: Tensor) -> Tensor:
+    """A^' = (D + I)^-1/2 (A' + I) (D + I)^-1/2 of a dense A' with a zero diagonal, (n', n').
+
+    D sums absolute weights, as networks do (`ddfed_graph.structure`).
+    """
+    scale = (adjacency.abs().sum(1) + 1).rsqrt()
+    loops = torch.eye(len(adjacency), dtype=adjacency.dtype, device=adjacency.device)
+    return scale[:, None] * (adjacency + loops) * scale
+
+
 def homophily(edges: Tensor, labels: Tensor, weights: Tensor | None = None) -> float:
     """Share of the edges, by weight, that join nodes of one class (edge homophily, Zhu et al. 2020).
 

@@ -55,6 +55,12 @@ def ddfed_register(registry: Registry) -> None:
         ("kcenter-a2x", "KCENTER", "propagated features of nodes that cover the class"),
     ):
         registry.add("selector", name, f"ddfed_graph.selectors:{target}", summary=summary)
+    for name, target, summary in (
+        ("cgc", "calibrated:CGC", "linked means of calibrated clusters of a class"),
+        ("coarsening", "coarsening:COARSENING", "super-nodes of the contracted graph, with the links among them"),
+        ("cgc-x", "calibrated:CGC_X", "means of calibrated clusters of a class"),
+    ):
+        registry.add("selector", name, f"ddfed_graph.{target}", summary=summary)
     registry.add("kernel", "sntk", "ddfed_graph.kernel:sntk", summary="structure-based neural tangent kernel (GC-SNTK)")
     registry.add("kernel", "ntk-hops", "ddfed_graph.kernel:ntk_hops", summary="tangent kernel of propagated features")
     for name, target, summary in (

@@ -19,7 +19,7 @@ from ddfed.errors import ConfigError
 from ddfed.pool import PoolContext
 from ddfed.select import Composer
 from ddfed.select.rules import choose_herding, choose_kcenter, choose_random
-from ddfed_graph.graph import GraphData
+from ddfed_graph.graph import Graph, GraphData
 
 Hops = Annotated[int, Field(ge=0, le=10)]
 #: (propagated features of the rows of a class (n, d), k, generator) -> (k, d)
@@ -32,11 +32,20 @@ def propagated(data: RealData, rows: Tensor, hops: int) -> Tensor:
     Raises:
         ConfigError: the data is no graph.
     """
+    return graph_of(data).hop(hops)[data.inputs[rows]]
+
+
+def graph_of(data: RealData) -> Graph:
+    """The graph that rows are nodes of.
+
+    Raises:
+        ConfigError: the data is no graph.
+    """
     if not isinstance(data, GraphData):
         raise ConfigError(
             f"{data.info.dataset!r} is no graph, so its features cannot be propagated; use 'random' or 'herding'"
         )
-    return data.graph.hop(hops)[data.inputs[rows]]
+    return data.graph
 
 
 def _class_by_class(data: RealData, ctx: PoolContext, per_class: int, hops: int, make: Make) -> Tensor:
@@ -56,7 +65,7 @@ def compose_mean(data: RealData, ctx: PoolContext, per_class: int, top_up: bool,
 
 def compose_kmeans(data: RealData, ctx: PoolContext, per_class: int, top_up: bool, *, hops: Hops = 2) -> Tensor:
     """Centres of k-means over the propagated features of a class."""
-    return _class_by_class(data, ctx, per_class, hops, _centres)
+    return _class_by_class(data, ctx, per_class, hops, lambda h, k, g: clustered(h, k, g)[0])
 
 
 def compose_random(data: RealData, ctx: PoolContext, per_class: int, top_up: bool, *, hops: Hops = 2) -> Tensor:
@@ -74,12 +83,13 @@ def compose_kcenter(data: RealData, ctx: PoolContext, per_class: int, top_up: bo
     return _class_by_class(data, ctx, per_class, hops, lambda h, k, g: h[choose_kcenter(h, k, g)])
 
 
-def _centres(h: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def clustered(h: Tensor, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """K-means: the centres (k, d), and the cluster of each row."""
     from sklearn.cluster import KMeans
 
     seed = int(torch.randint(2**31 - 1, (), generator=generator))
     fitted = KMeans(k, n_init=10, random_state=seed).fit(h.double().numpy())
-    return torch.from_numpy(fitted.cluster_centers_).float()
+    return torch.from_numpy(fitted.cluster_centers_).float(), torch.from_numpy(fitted.labels_).long()
 
 
 MEAN = Composer("mean-a2x", compose_mean)

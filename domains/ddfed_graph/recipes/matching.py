@@ -1,60 +1,23 @@
-"""The methods for graphs. Light: declarations only.
+"""Methods that match gradients, moments and trajectories, regress in a kernel, or keep and average nodes.
 
 The engines are the core's. What is a graph's own are the stores (an adjacency among the condensed nodes), propagated
-features and their means, a kernel and the protocol. Budgets are nodes of a class: ipc 5, 10 and 20 are the 35, 70 and
-140 nodes of the papers on Cora, and 30, 60 and 120 on CiteSeer.
+features and their means, a kernel and the protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from ddfed.recipes.base import Preset, Published, Recipe, laptop
+from ddfed.recipes.base import Preset, Recipe, laptop
+from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, OURS, QUOTED, RERUN, figures, graph_recipe
 
-_GCOND = "Jin et al., Graph Condensation for Graph Neural Networks, ICLR 2022"
 _DOSCOND = "Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022"
 _GCDM = "Liu et al., Graph Condensation via Receptive Field Distribution Matching, 2022"
 _SFGC = "Zheng et al., Structure-free Graph Condensation (SFGC), NeurIPS 2023"
 _GEOM = "Zhang et al., Navigating Complexity: Lossless Graph Condensation via Expanding Window Matching, ICML 2024"
 _SNTK = "Wang et al., Fast Graph Condensation with Structure-based Neural Tangent Kernel, WWW 2024"
 _CTRL = "Zhang et al., Two Trades is not Baffled: Condensing Graph via Crafting Rational Gradient Matching, 2024"
-_OURS = "Ours: the baseline without which a table of graph condensation says little"
-_TABLE = "table of the GC-SNTK paper, rerun there"
-_SECOND = "rerun quoted by a later paper"
-
-_BUDGETS = {"cora": (5, 10, 20), "citeseer": (5, 10, 20), "pubmed": (5, 10, 20)}
-
-
-def _published(source: str, **figures: tuple[float | None, ...]) -> tuple[Published, ...]:
-    """Figures by data set at its three budgets."""
-    return tuple(
-        Published(dataset, ipc, accuracy, None, "GCN, best epoch by validation", source)
-        for dataset, found in figures.items()
-        for ipc, accuracy in zip(_BUDGETS[dataset], found)
-        if accuracy is not None
-    )
-
-
-def _recipe(name: str, family: str, title: str, citation: str, defaults: Mapping[str, Any], **page: Any) -> Recipe:
-    return Recipe(name, family, title, citation, {**_PARTS, **defaults}, domains=("graph",), **page)
-
-
-#: What all of them share. SGC sees real nodes through features that were propagated once.
-_PARTS: dict[str, Any] = {
-    "network": "sgc",
-    "store": "pixels",
-    "labels": "hard",
-    "augment": "none",
-    "init": "random",
-    "scope": "joint",
-    "optimizer": "adam",
-    "protocol": "E-gcn",
-    "ipc": 10,
-}
 _NO_DRAWS = "no neighbour is sampled: real gradients and means are those of all training nodes of a class, exactly"
-_CHOSEN = "ours, chosen on validation nodes"
-_VALIDATION = "the iterate is chosen by validation nodes, as the papers do, but never by test nodes"
 
 # --- gradients ---------------------------------------------------------------------------------------------------
 
@@ -88,11 +51,11 @@ _GM_FAILS = (
     "propagated features a class does as well on the citation networks; look at larger graphs and other networks."
 )
 
-GCOND = _recipe(
+GCOND = graph_recipe(
     "gcond",
     "gradients",
     "match the gradients of each class, with an adjacency that an MLP makes of pairs of condensed nodes",
-    _GCOND,
+    GCOND_PAPER,
     {**_GCOND_PARTS, **_PGE},
     idea=(
         "A GNN trained on the condensed graph should move as one trained on the real graph does. Features are free, "
@@ -109,22 +72,26 @@ GCOND = _recipe(
         laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
     ),
     published=(
-        *_published(_TABLE, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
-        *_published(_SECOND, cora=(79.8, 80.1, 79.3), citeseer=(70.5, 70.6, 69.8)),
+        *figures(RERUN, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
+        *figures(QUOTED, cora=(79.8, 80.1, 79.3), citeseer=(70.5, 70.6, 69.8)),
     ),
     departures=(
         _NO_DRAWS,
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
         _VALIDATION,
         "2,000 steps instead of 12,000, as validation nodes choose one of the first hundreds; structure moves by 1e-3",
+=======
+        BY_VALIDATION,
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
         "classes weigh alike, which at equal budgets is the paper's n'_c / max n'_c",
         "the SGC that judges has one linear map; the released adjacency is thresholded before the set is tried",
     ),
 )
-GCOND_X = _recipe(
+GCOND_X = graph_recipe(
     "gcond-x",
     "gradients",
     "match the gradients of each class by condensed nodes without edges",
-    _GCOND,
+    GCOND_PAPER,
     _GCOND_PARTS,
     idea=(
         "GCond without structure: A' = I. Networks are trained on rows that have no neighbours and are used on a "
@@ -135,9 +102,15 @@ GCOND_X = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="medium",
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(_DIGITS_GM,),
     published=_published(_TABLE, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
     departures=(_NO_DRAWS, _VALIDATION),
+=======
+    presets=(Preset({"lr": 1e-3}, ("cora",), source=CHOSEN), _DIGITS_GM),
+    published=figures(RERUN, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
+    departures=(_NO_DRAWS, BY_VALIDATION),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 
 _ONE_STEP: dict[str, Any] = {
@@ -147,12 +120,12 @@ _ONE_STEP: dict[str, Any] = {
     "steps": 200,
     "keep": {"every": 20, "epochs": 200},
 }
-_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source=_CHOSEN)
+_ONE_STEP_CORA = Preset({"lr": 1e-3}, ("cora",), source=CHOSEN)
 _ONE_STEP_IDEA = (
     "Gradients at freshly drawn weights alone are enough to match: no network is trained in between, so a run is a "
     "matter of seconds."
 )
-DOSCOND = _recipe(
+DOSCOND = graph_recipe(
     "doscond",
     "gradients",
     "match the gradients of each class at random weights, features and structure at every step",
@@ -169,15 +142,23 @@ DOSCOND = _recipe(
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", lr=1e-2, store_options={"structure_lr": 1e-2}),),
     published=_published(_TABLE, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
+=======
+    presets=(
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
+        laptop("graph", lr=1e-2, store_options={"structure_lr": 1e-2}),
+    ),
+    published=figures(RERUN, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     departures=(
         _NO_DRAWS,
-        _VALIDATION,
+        BY_VALIDATION,
         "the adjacency is GCond's function of features, as in the toolkits; the paper samples edges of sets of graphs",
     ),
 )
-DOSCOND_X = _recipe(
+DOSCOND_X = graph_recipe(
     "doscond-x",
     "gradients",
     "match the gradients of each class at random weights by condensed nodes without edges",
@@ -188,10 +169,15 @@ DOSCOND_X = _recipe(
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(_ONE_STEP_CORA, laptop("graph", lr=1e-2)),
     departures=(_NO_DRAWS, _VALIDATION),
+=======
+    presets=(_ONE_STEP_CORA, laptop("graph", lr=1e-2)),
+    departures=(_NO_DRAWS, BY_VALIDATION),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
-CTRL = _recipe(
+CTRL = graph_recipe(
     "ctrl",
     "gradients",
     "match direction and size of the gradients of each class, from k-means centres",
@@ -213,10 +199,17 @@ CTRL = _recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="high",
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),),
+=======
+    presets=(
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
+        laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
+    ),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     departures=(
         _NO_DRAWS,
-        _VALIDATION,
+        BY_VALIDATION,
         "clusters are made of training nodes alone; the published code looks at validation and test labels there",
         "no switch of the distance by the gradients' size (a threshold of 50 on ogbn-arxiv)",
     ),
@@ -248,13 +241,19 @@ _GCDM_FAILS = (
     "Means of unnormalised ReLU features get worse with many steps on Cora (77.4 % after 200, 74.9 % after 1,000), "
     "so rows are normalised and the iterate is chosen by validation nodes."
 )
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
 _GCDM_DEPARTURES = (
-    "networks are fresh at every step, as in DM; trained on the condensed nodes for some steps they see what these lack "
+    "networks are fresh at every step, as in DM; trained on the condensed nodes for some steps they see what these "
+    "lack "
     "and the set gets worse (64.6 against 81.4 % at 70 nodes on Cora)",
     "features of a row are divided by their length; the loss is weighed by 100",
 )
 _GCDM_LAPTOP = laptop("graph", lr=1e-2, steps=200)
 GCDM = _recipe(
+=======
+_GCDM_LAPTOP = laptop("graph", lr=1e-2, steps=200)
+GCDM = graph_recipe(
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     "gcdm",
     "moments",
     "match the mean receptive field of each class, with a learned adjacency",
@@ -264,11 +263,20 @@ GCDM = _recipe(
     equation=_GCDM_EQUATION,
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),),
     published=_published(_SECOND, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
     departures=(_NO_DRAWS, _VALIDATION, *_GCDM_DEPARTURES),
+=======
+    presets=(
+        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
+        laptop("graph", lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
+    ),
+    published=figures(QUOTED, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
+    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
-GCDM_X = _recipe(
+GCDM_X = graph_recipe(
     "gcdm-x",
     "moments",
     "match the mean receptive field of each class by condensed nodes without edges",
@@ -279,7 +287,11 @@ GCDM_X = _recipe(
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
     presets=(_ONE_STEP_CORA, _GCDM_LAPTOP),
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     departures=(_NO_DRAWS, _VALIDATION, *_GCDM_DEPARTURES),
+=======
+    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 
 # --- trajectories ------------------------------------------------------------------------------------------------
@@ -316,11 +328,16 @@ _TRAJECTORY_FAILS = (
     "2,500 epochs and students of 500 steps; the defaults here are for two cores."
 )
 _TRAJECTORY_DEPARTURES = (
-    _VALIDATION + "; the paper scores iterates by a kernel regression on them",
+    BY_VALIDATION + "; the paper scores iterates by a kernel regression on them",
     "five experts and students of 30 steps instead of 200 and 500; the step size of the student is learned as in MTT",
 )
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
 _TRAJECTORY_LAPTOP = laptop("graph", lr=1e-2, steps=100)
 SFGC = _recipe(
+=======
+_TRAJECTORY_LAPTOP = laptop("graph", lr=1e-2, steps=100)
+SFGC = graph_recipe(
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     "sfgc",
     "trajectory",
     "follow GCNs that were trained on the graph, by condensed nodes without edges",
@@ -336,10 +353,10 @@ SFGC = _recipe(
     needs=("second order",),
     expense="high",
     presets=(_TRAJECTORY_LAPTOP,),
-    published=_published(_SECOND, cora=(80.1, 81.7, 81.6), citeseer=(71.4, 72.4, 70.6)),
+    published=figures(QUOTED, cora=(80.1, 81.7, 81.6), citeseer=(71.4, 72.4, 70.6)),
     departures=_TRAJECTORY_DEPARTURES,
 )
-GEOM = _recipe(
+GEOM = graph_recipe(
     "geom",
     "trajectory",
     "follow GCNs from an ever wider window of starts, with learned soft labels",
@@ -360,7 +377,7 @@ GEOM = _recipe(
     needs=("second order",),
     expense="high",
     presets=(_TRAJECTORY_LAPTOP,),
-    published=_published("the paper, as recalled", cora=(82.5, 83.6, 82.8), citeseer=(73.0, 74.3, 73.3)),
+    published=figures("the paper, as recalled", cora=(82.5, 83.6, 82.8), citeseer=(73.0, 74.3, 73.3)),
     departures=(
         *_TRAJECTORY_DEPARTURES,
         "experts see all nodes from the start (no curriculum by the neighbourhoods' labels)",
@@ -370,7 +387,7 @@ GEOM = _recipe(
 
 # --- kernel ------------------------------------------------------------------------------------------------------
 
-GC_SNTK = _recipe(
+GC_SNTK = graph_recipe(
     "gc-sntk",
     "kernel",
     "learn the nodes and labels on which regression in a message-passing kernel fits the real ones",
@@ -405,24 +422,30 @@ GC_SNTK = _recipe(
         Preset({"objective_options": {"kernel": "ntk-hops"}}, ("dblp",), source="ours, for its size"),
         laptop("graph", steps=100),
     ),
+<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
     departures=(
         "neighbourhoods are averaged, which the paper's code has as a variant",
-        "features move by 1e-3 instead of 1e-2, which throws row-normalised ones about (validation nodes choose between "
+        "features move by 1e-3 instead of 1e-2, which throws row-normalised ones about (validation nodes choose "
+        "between "
         "77 and 55 % from one trial to the next)",
         _VALIDATION,
     ),
+=======
+    published=figures(RERUN, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
+    departures=("neighbourhoods are averaged, which the paper's code has as a variant", BY_VALIDATION),
+>>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 
 # --- without training --------------------------------------------------------------------------------------------
 
 
 def _made(name: str, title: str, idea: str, fails: str, **changes: Any) -> Recipe:
-    return _recipe(
+    return graph_recipe(
         name,
         "selection",
         title,
-        _OURS,
+        OURS,
         {"steps": 0, "init": name, **changes},
         idea=idea,
         equation=r"$H = \hat A^2 X$, $A' = I$",
@@ -468,11 +491,11 @@ KCENTER_A2X = _made(
     _PROPAGATED + "of nodes no node of the class is far from.",
     "Outliers are chosen early. " + _NO_FEATURES,
 )
-RANDOM_NODES = _recipe(
+RANDOM_NODES = graph_recipe(
     "random-nodes",
     "selection",
     "random real nodes with the edges among them",
-    _GCOND + " (baseline)",
+    GCOND_PAPER + " (baseline)",
     {"steps": 0, "init": "random", "store": "induced"},
     idea="What is left of the graph when only some labelled nodes are kept: nearly no edges at these budgets.",
     equation=r"$S = G[V']$, $V'$ random in each class",
@@ -480,5 +503,3 @@ RANDOM_NODES = _recipe(
     fails="Labelled nodes are hardly ever neighbours, so structure is lost.",
     needs=("raw records",),
 )
-
-RECIPES: dict[str, Recipe] = {target: value for target, value in list(globals().items()) if isinstance(value, Recipe)}

@@ -1,0 +1,105 @@
+"""Methods that make the structure of the condensed graph from that of the real one: clusters, contraction, spectra."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ddfed.recipes.base import Preset, laptop
+from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, QUOTED, RERUN, figures, graph_recipe
+
+_CGC = (
+    "Gao et al., Rethinking and Accelerating Graph Condensation: A Training-Free Approach with Class Partition, "
+    "WWW 2025"
+)
+
+# --- clusters ----------------------------------------------------------------------------------------------------
+
+_CGC_IDEA = (
+    "Matching features of classes is, without a network, assigning nodes to condensed ones: a partition. The nodes of "
+    "a class, as two rounds of message passing make them, are clustered; of a cluster the mean is kept, in which nodes "
+    "that a linear classifier is sure of weigh more. Classes that it confuses get more rows to cluster, from one round "
+    "of message passing. "
+)
+_CGC_COST = "Two products with a sparse matrix, a k-means a class and two dense solves: a second on citation networks."
+_CGC_DEPARTURES = (
+    "k-means in place of spectral clustering",
+    "F1 and confidence are of leave-one-out answers: a fit with more features than labelled nodes is right about all",
+    "the evaluation is ours (dropout .5); the paper tunes it by data set (.8 on Cora)",
+)
+CGC = graph_recipe(
+    "cgc",
+    "selection",
+    "means of calibrated clusters of each class, linked where they are alike",
+    _CGC,
+    {"steps": 0, "init": "cgc", "store": "induced"},
+    idea=_CGC_IDEA
+    + "Means that are alike are linked, and features are solved for that give the means back once propagated.",
+    equation=(
+        r"$A'_{ij} = 1[\cos(h'_i, h'_j) > T]$, "
+        r"$\min_{X'} \alpha \lVert \hat A'^2 X' - H' \rVert^2 + \mathrm{tr}(X'^T (I - \hat A') X')$"
+    ),
+    cost=_CGC_COST,
+    fails=(
+        "Where propagated features of different classes are alike a threshold links them: raise init_options.threshold."
+    ),
+    needs=("raw records",),
+    presets=(laptop(init_options={"threshold": 0.99}),),
+    departures=(
+        *_CGC_DEPARTURES,
+        "the normal equations of the paper's objective are solved once; its code solves others twice",
+    ),
+)
+CGC_X = graph_recipe(
+    "cgc-x",
+    "selection",
+    "means of calibrated clusters of each class, without edges",
+    _CGC,
+    {"steps": 0, "init": "cgc-x"},
+    idea=_CGC_IDEA + "Means are kept as they are, without edges.",
+    equation=r"$h'_j = \sum_{i \in C_j} w_i h_i$, $w = \mathrm{softmax}(\mathrm{confidence} / \tau)$, $A' = I$",
+    cost=_CGC_COST,
+    fails=(
+        "It tells nothing of a node before its neighbours have been mixed in: networks that read raw features do worse."
+    ),
+    needs=("raw records",),
+    departures=_CGC_DEPARTURES,
+)
+
+# --- contraction -------------------------------------------------------------------------------------------------
+
+COARSENING = graph_recipe(
+    "coarsening",
+    "selection",
+    "contract edges until few super-nodes are left",
+    "Huang et al., Scaling Up Graph Neural Networks Via Graph Coarsening, KDD 2021",
+    {"steps": 0, "init": "coarsening", "store": "induced", "store_options": {"threshold": 0.0}},
+    idea=(
+        "Linked nodes that are alike are merged, those first that change the means of the propagated features least, "
+        "for as long as every class has the super-nodes that the budget asks for. A super-node has the mean of its "
+        "nodes' features, the sum of their links, and the class of most of its training nodes."
+    ),
+    equation=r"$X' = \bar P X$, $A' = P A P^T$, $P P^T = I$",
+    cost="Ward's criterion along the edges of the whole graph: seconds on the citation networks.",
+    fails=(
+        "It knows labels of training nodes alone, so most of the graph ends in super-nodes without a class, which are "
+        "dropped: what the condensed nodes stand for depends on where the labels are."
+    ),
+    needs=("raw records",),
+    departures=(
+        "nodes are merged by Ward's criterion on propagated features (scikit-learn) in place of Loukas' variation "
+        "neighbourhoods, whose libraries no longer run",
+        "as many super-nodes of each class as the budget says, the largest; the papers fix the number of all",
+    ),
+)
+AVERAGING = graph_recipe(
+    "averaging",
+    "selection",
+    "the mean of the raw features of each class",
+    GCOND_PAPER + " (baseline of later tables)",
+    {"steps": 0, "init": "mean-a2x", "init_options": {"hops": 0}, "ipc": 1},
+    idea="A class is stored as the mean of what its labelled nodes are by themselves: what structure adds is missing.",
+    equation=r"$x'_c = \mathrm{mean}_{i \in c} x_i$, $A' = I$",
+    cost="None.",
+    fails="More than one node a class repeats it. The mean of propagated features (mean-a2x) costs as little.",
+    needs=("raw records",),
+)
