@@ -43,7 +43,7 @@ CGC = graph_recipe(
         "Where propagated features of different classes are alike a threshold links them: raise init_options.threshold."
     ),
     needs=("raw records",),
-    presets=(laptop(init_options={"threshold": 0.99}),),
+    presets=(laptop("graph", init_options={"threshold": 0.99}),),
     departures=(
         *_CGC_DEPARTURES,
         "the normal equations of the paper's objective are solved once; its code solves others twice",
