@@ -68,21 +68,15 @@ GCOND = graph_recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="high",
-    presets=(
-        laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
-    ),
+    presets=(laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),),
     published=(
         *figures(RERUN, cora=(81.2, 81.0, 81.1), pubmed=(78.3, 77.1, 78.4)),
         *figures(QUOTED, cora=(79.8, 80.1, 79.3), citeseer=(70.5, 70.6, 69.8)),
     ),
     departures=(
         _NO_DRAWS,
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
-        _VALIDATION,
-        "2,000 steps instead of 12,000, as validation nodes choose one of the first hundreds; structure moves by 1e-3",
-=======
         BY_VALIDATION,
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
+        "2,000 steps instead of 12,000, as validation nodes choose one of the first hundreds; structure moves by 1e-3",
         "classes weigh alike, which at equal budgets is the paper's n'_c / max n'_c",
         "the SGC that judges has one linear map; the released adjacency is thresholded before the set is tried",
     ),
@@ -102,15 +96,9 @@ GCOND_X = graph_recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="medium",
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(_DIGITS_GM,),
-    published=_published(_TABLE, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
-    departures=(_NO_DRAWS, _VALIDATION),
-=======
-    presets=(Preset({"lr": 1e-3}, ("cora",), source=CHOSEN), _DIGITS_GM),
     published=figures(RERUN, cora=(75.9, 75.7, 76.0), pubmed=(59.4, 51.7, 60.8), citeseer=(71.4, 69.8, 69.4)),
     departures=(_NO_DRAWS, BY_VALIDATION),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 
 _ONE_STEP: dict[str, Any] = {
@@ -142,16 +130,8 @@ DOSCOND = graph_recipe(
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", lr=1e-2, store_options={"structure_lr": 1e-2}),),
-    published=_published(_TABLE, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
-=======
-    presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
-        laptop("graph", lr=1e-2, store_options={"structure_lr": 1e-2}),
-    ),
     published=figures(RERUN, cora=(80.2, 80.4, 79.8), pubmed=(77.7, 77.8, 77.1)),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     departures=(
         _NO_DRAWS,
         BY_VALIDATION,
@@ -169,13 +149,8 @@ DOSCOND_X = graph_recipe(
     cost=_GM_COST,
     fails=_GM_FAILS,
     needs=("second order",),
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
-    presets=(_ONE_STEP_CORA, laptop("graph", lr=1e-2)),
-    departures=(_NO_DRAWS, _VALIDATION),
-=======
     presets=(_ONE_STEP_CORA, laptop("graph", lr=1e-2)),
     departures=(_NO_DRAWS, BY_VALIDATION),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 CTRL = graph_recipe(
     "ctrl",
@@ -199,14 +174,7 @@ CTRL = graph_recipe(
     fails=_GM_FAILS,
     needs=("second order",),
     expense="high",
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),),
-=======
-    presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
-        laptop("graph", **{**_DIGITS_GM.values, "store_options": {"structure_lr": 1e-2, "turns": [20, 80]}}),
-    ),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     departures=(
         _NO_DRAWS,
         BY_VALIDATION,
@@ -241,7 +209,6 @@ _GCDM_FAILS = (
     "Means of unnormalised ReLU features get worse with many steps on Cora (77.4 % after 200, 74.9 % after 1,000), "
     "so rows are normalised and the iterate is chosen by validation nodes."
 )
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
 _GCDM_DEPARTURES = (
     "networks are fresh at every step, as in DM; trained on the condensed nodes for some steps they see what these "
     "lack "
@@ -249,11 +216,7 @@ _GCDM_DEPARTURES = (
     "features of a row are divided by their length; the loss is weighed by 100",
 )
 _GCDM_LAPTOP = laptop("graph", lr=1e-2, steps=200)
-GCDM = _recipe(
-=======
-_GCDM_LAPTOP = laptop("graph", lr=1e-2, steps=200)
 GCDM = graph_recipe(
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     "gcdm",
     "moments",
     "match the mean receptive field of each class, with a learned adjacency",
@@ -263,18 +226,9 @@ GCDM = graph_recipe(
     equation=_GCDM_EQUATION,
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
     presets=(laptop("graph", lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),),
-    published=_published(_SECOND, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
-    departures=(_NO_DRAWS, _VALIDATION, *_GCDM_DEPARTURES),
-=======
-    presets=(
-        Preset({"lr": 1e-3, "store_options": {"structure_lr": 1e-3}}, ("cora",), source=CHOSEN),
-        laptop("graph", lr=1e-2, steps=200, store_options={"structure_lr": 1e-2}),
-    ),
     published=figures(QUOTED, cora=(69.4, 77.2, 79.4), citeseer=(62.0, 69.5, 69.8)),
-    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
+    departures=(_NO_DRAWS, BY_VALIDATION, *_GCDM_DEPARTURES),
 )
 GCDM_X = graph_recipe(
     "gcdm-x",
@@ -287,11 +241,7 @@ GCDM_X = graph_recipe(
     cost=_GCDM_COST,
     fails=_GCDM_FAILS,
     presets=(_ONE_STEP_CORA, _GCDM_LAPTOP),
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
-    departures=(_NO_DRAWS, _VALIDATION, *_GCDM_DEPARTURES),
-=======
-    departures=(_NO_DRAWS, BY_VALIDATION, "features of a row are divided by their length; the loss is weighed by 100"),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
+    departures=(_NO_DRAWS, BY_VALIDATION, *_GCDM_DEPARTURES),
 )
 
 # --- trajectories ------------------------------------------------------------------------------------------------
@@ -331,13 +281,8 @@ _TRAJECTORY_DEPARTURES = (
     BY_VALIDATION + "; the paper scores iterates by a kernel regression on them",
     "five experts and students of 30 steps instead of 200 and 500; the step size of the student is learned as in MTT",
 )
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
-_TRAJECTORY_LAPTOP = laptop("graph", lr=1e-2, steps=100)
-SFGC = _recipe(
-=======
 _TRAJECTORY_LAPTOP = laptop("graph", lr=1e-2, steps=100)
 SFGC = graph_recipe(
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
     "sfgc",
     "trajectory",
     "follow GCNs that were trained on the graph, by condensed nodes without edges",
@@ -422,19 +367,14 @@ GC_SNTK = graph_recipe(
         Preset({"objective_options": {"kernel": "ntk-hops"}}, ("dblp",), source="ours, for its size"),
         laptop("graph", steps=100),
     ),
-<<<<<<< HEAD:domains/ddfed_graph/recipes.py
-    published=_published(_TABLE, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
+    published=figures(RERUN, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
     departures=(
         "neighbourhoods are averaged, which the paper's code has as a variant",
         "features move by 1e-3 instead of 1e-2, which throws row-normalised ones about (validation nodes choose "
         "between "
         "77 and 55 % from one trial to the next)",
-        _VALIDATION,
+        BY_VALIDATION,
     ),
-=======
-    published=figures(RERUN, cora=(82.2, 82.4, 82.1), pubmed=(78.9, 79.3, 79.4)),
-    departures=("neighbourhoods are averaged, which the paper's code has as a variant", BY_VALIDATION),
->>>>>>> g-meth:domains/ddfed_graph/recipes/matching.py
 )
 
 # --- without training --------------------------------------------------------------------------------------------
