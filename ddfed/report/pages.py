@@ -70,7 +70,8 @@ def central_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet) 
     page.text(
         f"Trained on {main['items']} synthetic items, fresh {main['network']} networks reach "
         f"{percent(main['mean'], main['std'])} % on {task['test']} test rows ({main['protocol']}, "
-        f"{len(main['accuracies'])} networks, epoch: {main.get('epoch', 'last')}, one distillation with seed {summary['seed']}; "
+        f"{len(main['accuracies'])} networks, epoch: {main.get('epoch', 'last')}, one distillation with seed "
+        f"{summary['seed']}; "
         f"± is the population deviation over networks). ECE is the expected calibration error of the softmax in 15 "
         f"bins, NLL the negative log-likelihood in nats, both means over networks."
     )
