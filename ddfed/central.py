@@ -115,7 +115,7 @@ def check_distill(settings: DistillSettings) -> None:
     check_parts(parts, domain, task.info)
     for network in settings.evaluate.networks:
         domain.network(network, task.info)
-    for baseline in settings.evaluate.baselines or domain.baselines:
+    for baseline in settings.evaluate.baselines or domain.default_baselines(task.info):
         check_baseline(baseline)
     if parts.keep.every and task.validation is None:
         raise ConfigError(

@@ -171,6 +171,10 @@ class Domain(ABC):
         """The network that is trained on a finished set when none is asked for."""
         return self.default_network(info)
 
+    def default_baselines(self, info: TaskInfo) -> tuple[str, ...]:
+        """The rows that stand beside a result of this task unless somebody says otherwise."""
+        return self.baselines
+
     def facts(self, syn: SyntheticSet, task: Task) -> dict[str, Any]:
         """What people of this modality want to know of a set beside its accuracy, JSON values; for summaries."""
         return {}

@@ -381,7 +381,7 @@ class Bench:
     @property
     def beside(self) -> tuple[str, ...]:
         """The baselines that are wanted."""
-        return self.domain.baselines if self.baselines is None else self.baselines
+        return self.domain.default_baselines(self.task.info) if self.baselines is None else self.baselines
 
     @cached_property
     def teacher(self) -> Network:

@@ -1,4 +1,4 @@
-"""The graph domain: classification of the nodes of one graph."""
+"""The graph domain: classification of the nodes of one graph, and of whole graphs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from ddfed.data import Task, TaskInfo
 from ddfed.domain import Augmentation, Capabilities, Domain, Network
 from ddfed.errors import ConfigError
 from ddfed.space import Space
-from ddfed_graph import models
+from ddfed_graph import models, set_files, set_models, sets
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.graph import Graph, GraphData
+from ddfed_graph.set_catalog import SETS
 
 if TYPE_CHECKING:
     from ddfed.artifact import SyntheticSet
@@ -26,12 +27,13 @@ _THRESHOLD = 1e-6
 
 
 class GraphDomain(Domain):
-    """Nodes of a graph as feature vectors (d,), seen in the graph they belong to.
+    """Nodes of a graph as feature vectors (d,), seen in the graph they belong to; or whole graphs, see `sets`.
 
     A row of real data is a node with all that surrounds it (`Nodes`), so rows are not independent. Condensed nodes are
     rows (k, d) without structure, or (k, d + k) with the adjacency among them.
 
-    Options of `load`: those of `ddfed_graph.datasets.load`, and
+    Options of `load`: for a set of graphs those of `ddfed_graph.sets.load`; else those of `ddfed_graph.datasets.load`,
+    and
         fanouts: neighbours drawn of a node at each hop, such as [10, 5], for graphs too large to be seen whole.
     """
 
@@ -44,7 +46,10 @@ class GraphDomain(Domain):
     def load(self, dataset: str, root: Path | None, options: Mapping[str, Any]) -> Task:
         from ddfed_graph import datasets
 
-        self.check_name("data set", dataset, tuple(DATASETS))
+        self.check_name("data set", dataset, (*DATASETS, *SETS))
+        if dataset in SETS:
+            return sets.load(dataset, Path(root) if root is not None else None, options)
+        self.check_options(options, (*datasets.OPTIONS, "fanouts"))
         given = dict(options)
         fanouts = _fanouts(given.pop("fanouts", None))
         raw = datasets.load(dataset, Path(root) if root is not None else None, given)
@@ -69,11 +74,17 @@ class GraphDomain(Domain):
         )  # fmt: skip
 
     def network(self, name: str, info: TaskInfo) -> Network:
-        return models.build(name, info)
+        return set_models.build(name, info) if sets.is_set(info) else models.build(name, info)
+
+    def default_network(self, info: TaskInfo) -> str:
+        return set_models.MODELS[0] if sets.is_set(info) else self.models[0]
 
     def default_judge(self, info: TaskInfo) -> str:
         """GCN with dropout, by which the field reports; engines look through SGC, which has neither."""
         return "gcn"
+
+    def default_baselines(self, info: TaskInfo) -> tuple[str, ...]:
+        return ("random", "full") if sets.is_set(info) else self.baselines
 
     def augmentation(self, name: str, info: TaskInfo) -> Augmentation | None:
         self.check_name("augmentation", name, self.augmentations)
@@ -81,6 +92,8 @@ class GraphDomain(Domain):
 
     def facts(self, syn: SyntheticSet, task: Task) -> dict[str, Any]:
         """Nodes, both ratios, bytes beside those of the sparse original, edges and homophily."""
+        if sets.is_set(syn.info):
+            return set_files.facts(*sets.condensed(syn), task.train)
         from ddfed_graph.facts import density, homophily, sizes, weighted_edges
 
         assert isinstance(task.train, GraphData)
@@ -91,6 +104,8 @@ class GraphDomain(Domain):
         return found | ({"homophily": homophily(edges, y, weights)} if edges.shape[1] else {})
 
     def render(self, syn: SyntheticSet, path: Path, per_class: int = 10) -> Path:
+        if sets.is_set(syn.info):
+            return set_files.draw(*sets.condensed(syn), syn.info.classes, Path(path), per_class)
         from ddfed_graph.render import draw
 
         x, adjacency, y = condensed(syn)
@@ -100,6 +115,9 @@ class GraphDomain(Domain):
         from ddfed_graph.export import write
 
         self.check_name("export format", fmt, self.export_formats)
+        if sets.is_set(syn.info):
+            card = syn.card(syn.content_hash)
+            return set_files.write(fmt, Path(folder), *sets.condensed(syn), syn.info.classes, card)
         return write(fmt, Path(folder), *condensed(syn), syn.info.classes, _THRESHOLD, syn.card(syn.content_hash))
 
 

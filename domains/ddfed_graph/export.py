@@ -125,13 +125,13 @@ def _write_csv(graph: _Condensed, folder: Path) -> list[Path]:
         for row, (label, features) in enumerate(zip(graph.y.tolist(), graph.x.tolist()))
     )
     edges = ([a, b, weight] for (a, b), weight in zip(graph.edges.T.tolist(), graph.weights.tolist()) if a < b)
-    _write_table(folder / NODES, ["id", "label", "split", *columns], nodes)
-    _write_table(folder / EDGES, ["source", "target", "weight"], edges)
-    _write_table(folder / CLASSES, ["name"], ([name] for name in graph.classes))
+    write_csv_table(folder / NODES, ["id", "label", "split", *columns], nodes)
+    write_csv_table(folder / EDGES, ["source", "target", "weight"], edges)
+    write_csv_table(folder / CLASSES, ["name"], ([name] for name in graph.classes))
     return [folder / NODES, folder / EDGES, folder / CLASSES]
 
 
-def _write_table(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
+def write_csv_table(path: Path, header: list[str], rows: Iterable[list[Any]]) -> None:
     text = StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -158,7 +158,20 @@ def _write_npz(graph: _Condensed, folder: Path) -> list[Path]:
     return [folder / ARRAYS]
 
 
+def write_graph(
+    path: Path, x: Tensor, adjacency: Tensor, y: Tensor, classes: tuple[str, ...], threshold: float = 0.0
+) -> None:
+    """Write one graph as GraphML to a file; see `write`."""
+    edges, weights = weighted_edges(adjacency, threshold)
+    _write_graphml_file(_Condensed(x.detach().float().cpu(), edges, weights, y, classes), path)
+
+
 def _write_graphml(graph: _Condensed, folder: Path) -> list[Path]:
+    _write_graphml_file(graph, folder / GRAPHML)
+    return [folder / GRAPHML]
+
+
+def _write_graphml_file(graph: _Condensed, path: Path) -> None:
     """GraphML (Brandes et al. 2002): keys are declared first, then nodes and edges give their values."""
     width = graph.x.shape[1] if graph.x.shape[1] <= GRAPHML_FEATURES else 0
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
@@ -176,8 +189,7 @@ def _write_graphml(graph: _Condensed, folder: Path) -> list[Path]:
         if a < b:
             _values(ElementTree.SubElement(body, "edge", source=f"n{a}", target=f"n{b}"), {"weight": weight})
     ElementTree.indent(root)
-    write_bytes(folder / GRAPHML, ElementTree.tostring(root, "utf-8", xml_declaration=True) + b"\n")
-    return [folder / GRAPHML]
+    write_bytes(path, ElementTree.tostring(root, "utf-8", xml_declaration=True) + b"\n")
 
 
 def _values(element: ElementTree.Element, values: Mapping[str, object]) -> None:

@@ -12,6 +12,7 @@ weights that building anew would.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,26 +68,42 @@ def build(name: str, info: TaskInfo) -> Network:
         UnknownNameError: no such network.
         ConfigError: items are not feature vectors, or attention heads cannot share the width.
     """
+    kind, values = read_name(name, {kind: letters for kind, (_, letters) in _BUILDERS.items()}, MODELS)
+    return _BUILDERS[kind][0](info, shaped(values, Shape()))
+
+
+def read_name(name: str, known: Mapping[str, str], offered: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """The kind of a network and the values of the parts in its name, by letter.
+
+    Args:
+        name: such as ``gcn-d3-w128-p0``.
+        known: letters of the parts that each kind may have.
+        offered: names to propose instead.
+
+    Raises:
+        UnknownNameError: no such network.
+    """
     kind, *parts = name.split("-")
-    network, letters = _BUILDERS.get(kind, (None, ""))
+    letters = known.get(kind, "")
     found = [part for part in parts if part and part[0] in letters and re.fullmatch(_PARTS[part[0]], part[1:])]
     values = {part[0]: part[1:] for part in found}
-    if network is None or len(values) < len(parts):
+    if kind not in known or len(values) < len(parts):
         raise UnknownNameError(
-            f"unknown network {name!r} of domain 'graph'.{suggest(name, MODELS)} Possible: {one_of(MODELS)}, and "
+            f"unknown network {name!r} of domain 'graph'.{suggest(name, offered)} Possible: {one_of(offered)}, and "
             f"with parts such as 'gcn-d3-w128-p0' (depth from 1 to 9, width below 10000, dropout from 0 to below 1), "
             f"'sgc-k1', 'appnp-k5' (steps below 100) and 'gat-t0.1' (threshold)"
         )
-    default = Shape()
-    return network(
-        info,
-        Shape(
-            int(values.get("d", default.depth)),
-            int(values.get("w", default.width)),
-            float(values.get("p", default.dropout)),
-            int(values["k"]) if "k" in values else None,
-            float(values.get("t", default.threshold)),
-        ),
+    return kind, values
+
+
+def shaped(values: Mapping[str, str], default: Shape) -> Shape:
+    """What the parts of a name say, `Shape`."""
+    return Shape(
+        int(values.get("d", default.depth)),
+        int(values.get("w", default.width)),
+        float(values.get("p", default.dropout)),
+        int(values["k"]) if "k" in values else None,
+        float(values.get("t", default.threshold)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ddfed.hookspecs import hookimpl
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.recipes import RECIPES
+from ddfed_graph.set_catalog import SETS
 
 if TYPE_CHECKING:
     from ddfed.registry import Registry
@@ -26,6 +27,9 @@ def ddfed_register(registry: Registry) -> None:
     )
     for name, facts in DATASETS.items():
         registry.add("dataset", f"graph/{name}", "ddfed_graph.datasets:load", extra="graph", **facts)
+    for name, facts in SETS.items():
+        registry.add("dataset", f"graph/{name}", "ddfed_graph.sets:load", extra="graph", **facts)
+    _add_set_parts(registry)
     for target, recipe in RECIPES.items():
         registry.add(
             "recipe",
@@ -69,3 +73,16 @@ def ddfed_register(registry: Registry) -> None:
         ("E-sntk", "E_SNTK", "regression in the kernel of GC-SNTK"),
     ):
         registry.add("protocol", name, f"ddfed_graph.protocols:{target}", summary=summary)
+
+
+def _add_set_parts(registry: Registry) -> None:
+    """What sets of graphs have of their own."""
+    for name, target, summary in (
+        ("graphs", "GraphItems", "features of nodes and a logit for each link (sets of graphs)"),
+        ("sampled-graphs", "SampledGraphs", "the same with links drawn anew at every step (DosCond)"),
+    ):
+        registry.add("decoder", name, f"ddfed_graph.set_stores:{target}", summary=summary)
+    summary = "keeps condensed graphs as sparse as real ones"
+    registry.add("objective", "graph-density", "ddfed_graph.set_density:Density", summary=summary)
+    summary = "500 epochs of Adam, the best on validation graphs (sets of graphs)"
+    registry.add("protocol", "E-graphs", "ddfed_graph.set_protocols:E_GRAPHS", summary=summary)

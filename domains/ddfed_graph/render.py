@@ -61,7 +61,7 @@ def draw(
     if real is not None and (labels is None or len(labels) != len(real)):
         raise DataError("a real graph is drawn by its classes: give the label of every node, -1 for none")
     x, y = x.detach().float().cpu(), y.detach().long().cpu()
-    colours = [_colours(len(classes))[label] for label in y.tolist()]
+    colours = [class_colours(len(classes))[label] for label in y.tolist()]
     if adjacency is None:
         panels: list[Callable[[Axes], None]] = [lambda axes: _components(axes, x, colours)]
     else:
@@ -98,8 +98,8 @@ def _painted(panels: list[Callable[[Axes], None]], classes: tuple[str, ...], y: 
         FigureCanvasAgg(figure)
         for place, panel in enumerate(panels, 1):
             panel(figure.add_subplot(high, wide, place))
-        held, colours = y.unique().tolist(), _colours(len(classes))
-        handles = [Patch(color=colours[label], label=_short(classes[label])) for label in held]
+        held, colours = y.unique().tolist(), class_colours(len(classes))
+        handles = [Patch(color=colours[label], label=short(classes[label])) for label in held]
         figure.legend(
             handles=handles,
             loc="outside right upper",
@@ -125,7 +125,7 @@ def _links(axes: Axes, weights: Tensor, y: Tensor, colours: list[str]) -> None:
         places[:, 0].numpy(), places[:, 1].numpy(), c=colours, s=26, edgecolors="white", linewidths=0.5, zorder=2
     )
     few = f"the {LINKS:,} strongest of {len(edges):,} links" if len(edges) > LINKS else f"{len(edges):,} links"
-    _bare(axes, f"{len(y):,} nodes, {few}")
+    bare(axes, f"{len(y):,} nodes, {few}")
 
 
 def springs(weights: Tensor, y: Tensor, steps: int = 150) -> Tensor:
@@ -161,7 +161,7 @@ def _components(axes: Axes, x: Tensor, colours: list[str]) -> None:
     places[:, : min(2, len(values))] = centred @ directions[:2].T
     axes.scatter(places[:, 0].numpy(), places[:, 1].numpy(), c=colours, s=30, edgecolors="white", linewidths=0.5)
     told = f"{shares[:2].sum():.0%} of the variance"
-    _bare(axes, f"{len(x):,} nodes without links: principal components\nof the features, {told}")
+    bare(axes, f"{len(x):,} nodes without links: principal components\nof the features, {told}")
 
 
 def _adjacency(axes: Axes, weights: Tensor, y: Tensor) -> None:
@@ -172,31 +172,31 @@ def _adjacency(axes: Axes, weights: Tensor, y: Tensor) -> None:
         axes.axhline(border - 0.5, color="white", linewidth=0.4)
         axes.axvline(border - 0.5, color="white", linewidth=0.4)
     axes.figure.colorbar(image, ax=axes, shrink=0.7)
-    _bare(axes, "adjacency, sorted by class")
+    bare(axes, "adjacency, sorted by class")
 
 
 def _pairs(axes: Axes, pairs: Tensor, classes: tuple[str, ...], title: str) -> None:
     image = axes.imshow(pairs.numpy(), cmap="viridis", interpolation="nearest", vmin=0)
     axes.figure.colorbar(image, ax=axes, shrink=0.7)
-    _bare(axes, title)
+    bare(axes, title)
     if len(classes) <= MANY:
-        names = [_short(name) for name in classes]
+        names = [short(name) for name in classes]
         axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(names)), names, fontsize=7)
 
 
-def _bare(axes: Axes, title: str) -> None:
+def bare(axes: Axes, title: str) -> None:
     axes.set_title(title)
     axes.set_xticks([])
     axes.set_yticks([])
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     # matplotlib reads what stands between dollar signs as mathematics.
     return (name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…").replace("$", r"\$")
 
 
-def _colours(classes: int) -> list[str]:
+def class_colours(classes: int) -> list[str]:
     """The report's colours, or as many of viridis."""
     if classes <= len(PALETTE):
         return list(PALETTE)

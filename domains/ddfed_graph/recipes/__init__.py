@@ -1,12 +1,12 @@
 """The methods for graphs. Light: declarations only."""
 
 from ddfed.recipes.base import Recipe
-from ddfed_graph.recipes import matching, structure
+from ddfed_graph.recipes import matching, sets, structure
 
 #: By the name of the constant.
 RECIPES: dict[str, Recipe] = {
     target: value
-    for module in (matching, structure)
+    for module in (matching, structure, sets)
     for target, value in vars(module).items()
     if isinstance(value, Recipe)
 }
