@@ -53,6 +53,12 @@ DOSCOND_GRAPHS: Recipe = graph_recipe(
         _links(2.0, "dd"),
         _links(1.0, "nci1"),
         _links(0.1, "mutag"),
+        Preset(
+            {"steps": 200, "objective_options": {"distance": "mse", "layers": "all", "rows": 32}},
+            ("digit-graphs",),
+            source="ours, for minutes on a laptop",
+            domains=("graph",),
+        ),
     ),
     departures=(
         "links are the sigmoid of their logits at every step; store 'sampled-graphs' draws them as the paper does, at "
