@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ddfed.recipes.base import Preset, laptop
-from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, QUOTED, RERUN, figures, graph_recipe
+from ddfed.recipes.base import laptop
+from ddfed_graph.recipes.base import GCOND_PAPER, graph_recipe
 
 _CGC = (
     "Gao et al., Rethinking and Accelerating Graph Condensation: A Training-Free Approach with Class Partition, "
