@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 
+from ddfed.errors import ConfigError
 from ddfed.registry import registry
 from ddfed.store import (
     Fields,
@@ -21,8 +25,12 @@ from ddfed.store import (
 from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
 
 INFO = twin_task().info
-TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"))
+TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"), reference=95.0)
 
+#: Of recipes for one modality: the case they are run on, made where its packages are installed.
+CASES: dict[str, Callable[[], DomainCase]] = {
+    "graph": lambda: DomainCase(registry().load("domain", "graph")(), "digits", networks=("sgc",), protocol="E-gcn"),
+}
 
 #: Of the gradient family: pools that train little, and what the recipes say of the engine.
 _RS = {"length": 2, "epochs": 1}
@@ -127,6 +135,24 @@ _TEACHER = {
 }
 
 
+#: Graphs: few experts, networks that are trained little.
+_GNN = {"network": "gcn-p0-w8"}
+_GRAPH_EXPERTS = {
+    "pool_options": {"experts": 2, "span": 1, "max_start": 2, "make": {"epochs": 2, "batch": 256, "passes": 1}},
+    "objective_options": {"steps": 2, "lr": 0.1},
+    **_GNN,
+}
+SMALL |= {
+    **dict.fromkeys(("gcond", "ctrl"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}),
+    "gcond-x": {"pool_options": {"epochs": 2}},
+    "doscond": {"store_options": {"hidden": 8}},
+    "gcdm": {"store_options": {"hidden": 8}, **_GNN},
+    "gcdm-x": _GNN,
+    **dict.fromkeys(("sfgc", "geom"), _GRAPH_EXPERTS),
+    "gc-sntk": {"objective_options": {"kernel": "ntk-hops", "rows": 32}},
+}
+
+
 def _small(name: str) -> dict:
     recipe = registry().load("recipe", name)
     augment = "none" if recipe.defaults.get("augment", "none") == "none" else "shift"
@@ -169,11 +195,34 @@ def test_decoder(subject, check):
     check(subject)
 
 
-@parametrize_with_checks(
-    [RecipeCase(registry().load("recipe", name), TWIN, **_small(name)) for name in registry().names("recipe")]
-)
+@cache
+def _case(domain: str) -> DomainCase:
+    return CASES[domain]() if domain else TWIN
+
+
+def _recipe_case(name: str) -> RecipeCase:
+    recipe = registry().load("recipe", name)
+    return RecipeCase(recipe, _case(*recipe.domains[:1] or ("",)), **_small(name))
+
+
+#: recipe -> the pip line of what it needs and is not installed
+ABSENT = {c.name: c.pip_line for c in registry().of_kind("recipe") if c.missing}
+
+
+@parametrize_with_checks([_recipe_case(name) for name in registry().names("recipe") if name not in ABSENT])
 def test_recipe(subject, check):
     check(subject)
+
+
+def test_every_recipe_was_checked():
+    if ABSENT:
+        pytest.skip(f"not installed: {', '.join(f'{name} ({line})' for name, line in ABSENT.items())}")
+
+
+def test_a_recipe_is_refused_on_another_modality():
+    elsewhere = replace(registry().load("recipe", "dm"), name="elsewhere", domains=("graph",))
+    with pytest.raises(ConfigError, match="'elsewhere' is for graph"):
+        RecipeCase(elsewhere, TWIN)
 
 
 def test_the_checks_can_fail():
