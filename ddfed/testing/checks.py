@@ -57,6 +57,7 @@ class DomainCase:
         protocol: by which networks are trained where accuracies are compared.
         reference: accuracy in percent that the judging network reaches on all training rows; None to leave that out.
         readers: of the export formats that lose nothing, by their names.
+        parts: settings of the sets that are distilled here, such as another store.
     """
 
     def __init__(
@@ -69,14 +70,18 @@ class DomainCase:
         protocol: str = "E-dc",
         reference: float | None = None,
         readers: Mapping[str, Reader] | None = None,
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
         self.domain, self.dataset, self.root, self.options = domain, dataset, root, options or {}
         self.task: Task = domain.load(dataset, root, self.options)
         self.networks = tuple(networks) or (domain.default_network(self.task.info),)
-        self.protocol, self.reference, self.readers = protocol, reference, dict(readers or {})
+        self.reference, self.readers = reference, dict(readers or {})
+        self.parts = {"ipc": 2, "steps": 2, "lr": 0.1, "network": self.networks[0], "protocol": protocol}
+        self.parts |= parts or {}
 
     def __repr__(self) -> str:
-        return f"{self.domain.name}/{self.dataset}"
+        store = f" as {self.parts['store']}" if "store" in self.parts else ""
+        return f"{self.domain.name}/{self.dataset}{store}"
 
     def rows(self, count: int) -> Any:
         """Real rows as a network sees them: a tensor, or an object of the domain's."""
@@ -97,9 +102,7 @@ class DomainCase:
 
     def distilled(self, data: RealData | None = None, **parts: Any) -> SyntheticSet:
         """A set of two items a class, in two steps unless ``parts`` say otherwise."""
-        settings = PartSettings(
-            **{"ipc": 2, "steps": 2, "lr": 0.1, "network": self.networks[0], "protocol": self.protocol, **parts}
-        )
+        settings = PartSettings(**{**self.parts, **parts})
         return distill(PlainGate(self.task.train if data is None else data), self.domain, settings, Streams(0))
 
     def accuracies(self, syn: SyntheticSet, *baselines: str, epochs: int | None = None) -> list[float]:
@@ -242,8 +245,10 @@ def check_networks_can_be_differentiated_twice(case: DomainCase) -> None:
                 by[:, case.task.info.shape[0] :] = 0  # a network may take what lies between rows as constant
 
             def slope(x: torch.Tensor, net: Network = net, weights: Any = weights, along: Any = along) -> torch.Tensor:
-                grads = torch.autograd.grad(F.cross_entropy(net(x), classes), weights, create_graph=True)
-                return torch.stack([(g * a).sum() for g, a in zip(grads, along)]).sum()
+                loss = F.cross_entropy(net(x), classes)
+                # Weights that score neighbours have no part where there are none.
+                grads = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+                return torch.stack([(g * a).sum() for g, a in zip(grads, along) if g is not None]).sum()
 
             x = rows.clone().requires_grad_()
             exact = float((torch.autograd.grad(slope(x), x)[0] * by).sum())
