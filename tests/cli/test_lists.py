@@ -117,7 +117,9 @@ def test_a_data_set_that_lives_in_files_says_that_it_needs_them():
 
 
 def test_data_sets_are_found_without_their_domain():
-    assert run("datasets", "show", "digits").stdout == run("datasets", "show", "image/digits").stdout
+    assert run("datasets", "show", "mnist").stdout == run("datasets", "show", "image/mnist").stdout
+    shared = run("datasets", "show", "digits").stdout
+    assert all(run("datasets", "show", f"{domain}/digits").stdout in shared for domain in ("graph", "image"))
 
 
 def test_config_show_tells_origins(tmp_path: Path):
