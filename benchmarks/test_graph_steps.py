@@ -46,7 +46,9 @@ def cora_like() -> GraphData:
     same = (target // CLASSES * CLASSES + labels[source]).clamp(max=NODES - 1)
     target = torch.where(torch.rand(EDGES, generator=generator) < 0.8, same, target)
     graph = Graph.of(features / features.sum(1, keepdim=True), torch.stack([source, target]))
-    info = TaskInfo("graph", "benchmark", (FEATURES,), tuple(map(str, range(CLASSES))), Space(low=-torch.inf, high=torch.inf))
+    info = TaskInfo(
+        "graph", "benchmark", (FEATURES,), tuple(map(str, range(CLASSES))), Space(low=-torch.inf, high=torch.inf)
+    )
     train = torch.arange(TRAIN * CLASSES)
     return GraphData(train, labels[train], info, graph=graph)
 

@@ -226,7 +226,10 @@ def _figures(recipe: Recipe) -> str:
 
 def _run(recipe: Recipe, scenarios: Sequence[str]) -> str:
     domain = f" --domain {recipe.domains[0]}" if recipe.domains else ""
-    lines = [f"ddfed distill --method {recipe.name}{domain} --ipc 10", *(f"ddfed reproduce {name}" for name in scenarios)]
+    lines = [
+        f"ddfed distill --method {recipe.name}{domain} --ipc 10",
+        *(f"ddfed reproduce {name}" for name in scenarios),
+    ]
     return "## Run it\n\n```sh\n" + "\n".join(lines) + "\n```"
 
 

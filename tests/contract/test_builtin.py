@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from ddfed.data import RealData
 from ddfed.errors import ConfigError
 from ddfed.registry import registry
 from ddfed.store import (
@@ -22,7 +25,7 @@ from ddfed.store import (
     Pixels,
     SharedBasis,
 )
-from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
+from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, checks, parametrize_with_checks, twin_task
 
 INFO = twin_task().info
 TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"), reference=95.0)
@@ -143,7 +146,9 @@ _GRAPH_EXPERTS = {
     **_GNN,
 }
 SMALL |= {
-    **dict.fromkeys(("gcond", "ctrl"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}),
+    **dict.fromkeys(
+        ("gcond", "ctrl"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}
+    ),
     "gcond-x": {"pool_options": {"epochs": 2}},
     "doscond": {"store_options": {"hidden": 8}},
     "gcdm": {"store_options": {"hidden": 8}, **_GNN},
@@ -216,7 +221,7 @@ def test_recipe(subject, check):
 
 def test_every_recipe_was_checked():
     if ABSENT:
-        pytest.skip(f"not installed: {', '.join(f'{name} ({line})' for name, line in ABSENT.items())}")
+        pytest.skip(f"{', '.join(ABSENT)} need {', '.join(set(ABSENT.values()))}")
 
 
 def test_a_recipe_is_refused_on_another_modality():
@@ -233,7 +238,68 @@ def test_the_checks_can_fail():
             rows, origin = super().decode(items)
             return rows.detach().requires_grad_(), origin
 
-    from ddfed.testing.checks import check_gradient_reaches_every_stored_value
-
     with pytest.raises(AssertionError, match="must receive gradient"):
-        check_gradient_reaches_every_stored_value(StoreCase("deaf", lambda items: Deaf(INFO, items)))
+        checks.check_gradient_reaches_every_stored_value(StoreCase("deaf", lambda items: Deaf(INFO, items)))
+
+
+@dataclass(frozen=True, eq=False)
+class Peeking(RealData):
+    """Training rows that know the labels of test rows."""
+
+    others: RealData | None = None
+
+    def items(self, rows, coupled=False):
+        return super().items(rows, coupled) + 1e-3 * self.others.labels[rows].view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Stubborn(RealData):
+    """Training rows whose classes are what they are, whatever labels they are given."""
+
+    truth: Tensor | None = None
+
+    @property
+    def class_index(self):
+        return tuple(torch.nonzero(self.truth == c).flatten() for c in range(self.info.num_classes))
+
+
+class Half(TwinDomain):
+    """Networks that let only one of two derivatives through."""
+
+    def network(self, name, info):
+        net = super().network(name, info)
+        body = net.embed
+        net.embed = lambda x: body(x) * body(x).detach()
+        return net
+
+
+class Muddled(TwinDomain):
+    """Data that say nothing."""
+
+    def load(self, dataset, root, options):
+        task = super().load(dataset, root, options)
+        return replace(task, train=replace(task.train, inputs=torch.zeros_like(task.train.inputs)))
+
+
+def _of_train(kind, **more):
+    case = DomainCase(TwinDomain(), "blobs")
+    train = case.task.train
+    case.task = replace(case.task, train=kind(train.inputs, train.labels, train.info, train.scale, **more))
+    return case
+
+
+def test_the_checks_of_a_domain_can_fail():
+    test = twin_task().test
+    peeking = _of_train(Peeking, others=test)
+    peeking.task = replace(peeking.task, test=test)
+    with pytest.raises(AssertionError, match="must not see labels of test"):
+        checks.check_labels_of_other_splits_do_not_leak(peeking)
+    with pytest.raises(AssertionError, match="must teach chance"):
+        checks.check_shuffled_labels_teach_nothing(_of_train(Stubborn, truth=test.labels))
+    with pytest.raises(AssertionError, match="second derivative must be exact"):
+        checks.check_networks_can_be_differentiated_twice(DomainCase(Half(), "blobs"))
+    with pytest.raises(AssertionError, match="must give 99.9 %"):
+        checks.check_full_data_reach_the_reference(DomainCase(Muddled(), "blobs", reference=99.9))
+    case = DomainCase(TwinDomain(), "blobs", readers={"json": lambda folder: (torch.zeros(6, 2, 4, 4), torch.zeros(6))})
+    with pytest.raises(AssertionError, match="must keep the rows bit for bit"):
+        checks.check_exports_come_back(case)
