@@ -231,31 +231,34 @@ def check_networks_can_be_differentiated_twice(case: DomainCase) -> None:
     """Of gradients by weights, the derivative by the rows against a difference quotient, in float64."""
     if not case.domain.capabilities.second_order:
         return
-    generator = Streams(0).torch("check")
-    classes = case.task.train.labels[:4]
+    step, generator = 1e-5, Streams(0).torch("check")
     for name in case.networks:
         net = case.build(name).double().eval()
-        weights = [w for w in net.parameters() if w.ndim > 1]
-        along = [torch.randn(w.shape, generator=generator, dtype=w.dtype) for w in weights]
+        along = {n: _noise(w, generator) for n, w in net.named_parameters() if w.ndim > 1}
         for stored in case.stored(4):
             # Off the values that data share, such as zero, where networks may have kinks.
             rows = stored.double() + 1e-3 * torch.rand(stored.shape, generator=generator, dtype=torch.float64)
-            by = torch.randn(rows.shape, generator=generator, dtype=torch.float64)
-            if case.task.info.shape != rows.shape[1:]:
+            by = _noise(rows, generator)
+            if rows.shape[1:] != case.task.info.shape:
                 by[:, case.task.info.shape[0] :] = 0  # a network may take what lies between rows as constant
-
-            def slope(x: torch.Tensor, net: Network = net, weights: Any = weights, along: Any = along) -> torch.Tensor:
-                loss = F.cross_entropy(net(x), classes)
-                # Weights that score neighbours have no part where there are none.
-                grads = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-                return torch.stack([(g * a).sum() for g, a in zip(grads, along) if g is not None]).sum()
-
+            slope = partial(_slope, net, along, case.task.train.labels[:4])
             x = rows.clone().requires_grad_()
             exact = float((torch.autograd.grad(slope(x), x)[0] * by).sum())
-            step = 1e-5
             quotient = float((slope(rows + step * by) - slope(rows - step * by)).detach() / (2 * step))
             close = math.isclose(exact, quotient, rel_tol=1e-3, abs_tol=1e-6)
             _require(close, f"{name}: the second derivative must be exact", (exact, quotient))
+
+
+def _slope(net: Network, along: Mapping[str, torch.Tensor], classes: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The derivative of the loss by the weights along a direction."""
+    weights = [w for n, w in net.named_parameters() if n in along]
+    # Weights that score neighbours have no part where there are none.
+    grads = torch.autograd.grad(F.cross_entropy(net(x), classes), weights, create_graph=True, allow_unused=True)
+    return torch.stack([(g * a).sum() for g, a in zip(grads, along.values()) if g is not None]).sum()
+
+
+def _noise(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
 def check_augmentation_is_shared_within_a_group(case: DomainCase) -> None:
@@ -400,7 +403,7 @@ class _Fixed(Store):
 def check_labels_of_other_splits_do_not_leak(case: DomainCase) -> None:
     """Permuting them in place, and test rows that stand alone, must leave the distilled set bit for bit as it was.
 
-    Choosing an iterate by validation rows (``distill.keep``) is a matter of who asks for it, and is not asked for here.
+    Choosing an iterate by validation rows (``distill.keep``) is a matter of who asks for it; here nobody does.
     """
     before = case.distilled().content_hash
     with _permuted(case):
@@ -599,8 +602,8 @@ class RecipeCase:
     def __init__(self, recipe: Recipe, case: DomainCase, **parts: Any) -> None:
         if recipe.domains and case.domain.name not in recipe.domains:
             raise ConfigError(
-                f"recipe {recipe.name!r} is for {', '.join(recipe.domains)}, and the case is {case!r}; give it a case "
-                f"of its modality"
+                f"recipe {recipe.name!r} is for {', '.join(recipe.domains)}, and the case is {case!r}; "
+                f"give it a case of its modality"
             )
         self.recipe, self.case = recipe, case
         small = {

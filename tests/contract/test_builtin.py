@@ -300,6 +300,7 @@ def test_the_checks_of_a_domain_can_fail():
         checks.check_networks_can_be_differentiated_twice(DomainCase(Half(), "blobs"))
     with pytest.raises(AssertionError, match="must give 99.9 %"):
         checks.check_full_data_reach_the_reference(DomainCase(Muddled(), "blobs", reference=99.9))
-    case = DomainCase(TwinDomain(), "blobs", readers={"json": lambda folder: (torch.zeros(6, 2, 4, 4), torch.zeros(6))})
+    blank = torch.zeros(6, 2, 4, 4), torch.zeros(6, dtype=torch.int64)
+    case = DomainCase(TwinDomain(), "blobs", readers={"json": lambda folder: blank})
     with pytest.raises(AssertionError, match="must keep the rows bit for bit"):
         checks.check_exports_come_back(case)
