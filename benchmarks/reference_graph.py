@@ -1,10 +1,10 @@
 """The naive reference for graphs: gradient matching class by class, as published code does it.
 
 Written from the paper and the usual code (GCond: Jin et al., Graph Condensation for Graph Neural Networks, ICLR
-2022), sharing nothing with ddfed but the random numbers, so that both must give the same loss and gradients. Habits kept on
-purpose: for each class a forward pass over the whole sparse graph and another over the condensed one, a gradient by
-autograd for either, degrees as diagonal matrices, the MLP fed with every pair of feature vectors side by side. The
-published code makes the adjacency once a step; a reference that makes it anew for each class is there to be chosen.
+2022), sharing nothing with ddfed but the random numbers, so that both must give the same loss and gradients. Habits
+kept on purpose: for each class a forward pass over the whole sparse graph and another over the condensed one, a
+gradient by autograd for either, degrees as diagonal matrices, the MLP fed with every pair of feature vectors side by
+side. The published code makes the adjacency once a step; making it anew for each class is there to be chosen.
 """
 
 from __future__ import annotations
