@@ -45,6 +45,7 @@ class GraphDomain(Domain):
         from ddfed_graph import datasets
 
         self.check_name("data set", dataset, tuple(DATASETS))
+        self.check_options(options, ("fanouts", *datasets.OPTIONS))
         given = dict(options)
         fanouts = _fanouts(given.pop("fanouts", None))
         raw = datasets.load(dataset, Path(root) if root is not None else None, given)
