@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ddfed.recipes.base import Preset, laptop
-from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, QUOTED, RERUN, figures, graph_recipe
+from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, EXPERTS, GCOND_PAPER, graph_recipe
 
 _CGC = (
     "Gao et al., Rethinking and Accelerating Graph Condensation: A Training-Free Approach with Class Partition, "
@@ -102,4 +102,43 @@ AVERAGING = graph_recipe(
     cost="None.",
     fails="More than one node a class repeats it. The mean of propagated features (mean-a2x) costs as little.",
     needs=("raw records",),
+)
+
+# --- spectra -----------------------------------------------------------------------------------------------------
+
+GDEM = graph_recipe(
+    "gdem",
+    "moments",
+    "match features along the eigenvectors of the graph, with its eigenvalues as they are",
+    "Liu, Bo and Shi, Graph Distillation with Eigenbasis Matching, ICML 2024",
+    {
+        "objective": "spectrum",
+        "store": "eigenbasis",
+        "store_options": {"turns": [10, 15], "structure_lr": 5e-4},
+        "init": "eigenbasis",
+        "pool": "R",
+        "lr": 5e-4,
+        "steps": 1500,
+        "keep": {"every": 250, "epochs": 200},
+    },
+)
+
+# --- self-expression ---------------------------------------------------------------------------------------------
+
+GCSR = graph_recipe(
+    "gcsr",
+    "trajectory",
+    "follow networks that were trained on the graph, with an adjacency in closed form of the condensed features",
+    "Liu et al., Graph Data Condensation via Self-expressive Graph Structure Reconstruction, KDD 2024",
+    {
+        "objective": "trajectory",
+        "objective_options": {"steps": 5, "lr": 0.5, "lr_lr": 1e-6, "lr_momentum": 0.5},
+        "store": "self-expressive",
+        "pool": "X",
+        "pool_options": EXPERTS,
+        "init": "self-expressive",
+        "lr": 1e-3,
+        "steps": 200,
+        "keep": {"every": 20, "epochs": 200},
+    },
 )
