@@ -179,7 +179,8 @@ class Eigenbasis(GraphStore):
         Raises:
             ConfigError: it is something else.
         """
-        if adjacency.shape[1] != 2 * self.rank or not bool((adjacency[:, self.rank :] == adjacency[0, self.rank :]).all()):
+        values = adjacency[:, self.rank :]
+        if adjacency.shape[1] != 2 * self.rank or not bool((values == values[0]).all()):
             raise ConfigError(
                 f"store 'eigenbasis' takes the eigenvalues of the real graph from init 'eigenbasis', with init_options."
                 f"rank = store_options.rank ({self.rank} here); it was given {adjacency.shape[1]} values beside the "
@@ -187,7 +188,7 @@ class Eigenbasis(GraphStore):
             )
         with torch.no_grad():
             self.params["u"].copy_(adjacency[:, : self.rank])
-        self.buffers["values"].copy_(adjacency[0, self.rank :])
+        self.buffers["values"].copy_(values[0])
 
     def take(self, items: Tensor) -> Store:
         taken = Eigenbasis(self.info, self.classes[items], **{**self.options, "rank": self.rank})

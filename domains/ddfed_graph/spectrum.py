@@ -15,9 +15,9 @@ from ddfed_graph.selectors import graph_of
 class SpectrumMatching(Objective):
     """Subspaces of features along each eigenvector, means of classes, and that U' stays a basis; no network.
 
-    With z_k = u_k^T X of length one, the terms are the mean over k of |z_k z_k^T - z'_k z'_k^T|^2 = 2 (1 - (z_k z'_k)^2),
-    the mean square of H H'^T - I for the class means of once smoothed features, of length one, and the mean square of
-    U'^T U' - I. No d x d matrix is ever made.
+    With z_k = u_k^T X of length one, the terms are the mean over k of |z_k z_k^T - z'_k z'_k^T|^2, which is
+    2 (1 - (z_k z'_k)^2), the mean square of H H'^T - I for the class means of once smoothed features, of length one,
+    and the mean square of U'^T U' - I. No d x d matrix is ever made.
 
     Source: Liu, Bo and Shi, GDEM, ICML 2024, equations 6 to 9. Departures: the first term is summed over the d x d
     entries that its code averages over; real class means are of training nodes in all components, smoothed with all
@@ -62,7 +62,10 @@ class SpectrumMatching(Objective):
         loss = self.options["alpha"] * 2 * (1 - cosine.square()).mean()
         loss = loss + self.options["beta"] * _from_identity(means @ own.T)
         loss = loss + self.options["gamma"] * _from_identity(u.T @ u)
-        return Cotangent.of(loss + 0.0 * j.y.sum() if j.y.requires_grad else loss, j.x, j.y if j.y.requires_grad else None)
+        if not j.y.requires_grad:
+            return Cotangent.of(loss, j.x)
+        # Labels are not looked at; this keeps autograd defined.
+        return Cotangent.of(loss + 0.0 * j.y.sum(), j.x, j.y)
 
     def _of_graph(self, j: Judgement, a: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues (K,), features along eigenvectors (K, d) and class means (classes, d), both of length one."""
