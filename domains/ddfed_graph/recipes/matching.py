@@ -42,7 +42,7 @@ _GCOND_PARTS: dict[str, Any] = {
     "pool_options": _GCOND_POOL,
     "lr": 1e-4,
     "steps": 2000,
-    "keep": {"every": 100, "epochs": 200},
+    "keep": {"every": 200, "epochs": 200},
 }
 _PGE = {"store": "pge", "store_options": {"structure_lr": 1e-3, "turns": [200, 800]}}
 _DIGITS_GM = laptop("graph", steps=300, lr=1e-2, pool_options={"length": 10, "epochs": 5}, keep={"every": 100})
