@@ -45,9 +45,9 @@ def compose_partition(
 ) -> Tensor:
     """Weighted means of the clusters of each class, (classes * per_class, d), for nodes without structure (CGC-X).
 
-    A linear map is fitted to the mean of H_0, H_1 and H_2 of the training nodes. Its leave-one-out answers say how hard a class is
-    (one minus F1) and how sure a node is. Beside the H_2 of its nodes a class is given H_1 of some of them, the harder
-    it is the more; k-means divides both into ``per_class`` clusters.
+    A linear map is fitted to the mean of H_0, H_1 and H_2 of the training nodes. Its leave-one-out answers say how
+    hard a class is (one minus F1) and how sure a node is. Beside the H_2 of its nodes a class is given H_1 of some of
+    them, the harder it is the more; k-means divides both into ``per_class`` clusters.
 
     Args:
         data, ctx, per_class, top_up: as of every composer; a class with fewer nodes repeats its clusters.

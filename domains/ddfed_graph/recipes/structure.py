@@ -192,7 +192,10 @@ GCSR = graph_recipe(
         r"$\min_{X'} \lVert \hat\theta_{t+N} - \theta^*_{t+M} \rVert^2 / "
         r"\lVert \theta^*_t - \theta^*_{t+M} \rVert^2$"
     ),
-    cost="Experts come first, as for sfgc; a step is N steps of training on the condensed graph, the same back, a solve.",
+    cost=(
+        "Experts come first, as for sfgc. A step is N steps of training on the condensed graph, the same back, and a "
+        "small linear system."
+    ),
     fails=(
         "P is counted on edges between training nodes, of which there may be none: set init_options.prior = 'cosine', "
         "or take another method. The step size decides, as for all methods that move row-normalised features."
