@@ -23,7 +23,10 @@ from ddfed_graph.recipes.base import (
 
 _DOSCOND = "Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022"
 _GCDM = "Liu et al., Graph Condensation via Receptive Field Distribution Matching, 2022"
-_SFGC = "Zheng et al., Structure-free Graph Condensation: From Large-scale Graphs to Condensed Graph-free Data, NeurIPS 2023"
+_SFGC = (
+    "Zheng et al., Structure-free Graph Condensation: "
+    "From Large-scale Graphs to Condensed Graph-free Data, NeurIPS 2023"
+)
 _GEOM = (
     "Zhang et al., Navigating Complexity: Toward Lossless Graph Condensation via Expanding Window Matching, ICML 2024"
 )
@@ -215,7 +218,10 @@ _GCDM_IDEA = (
     "What a GNN sees of a node is its receptive field. GCDM matches, for every class, the mean of these in the "
     "features of networks that are trained a little on the condensed graph."
 )
-_GCDM_EQUATION = r"$\min_{S'} E_\theta \sum_c \lVert \mathrm{mean}_{i \in c} f_\theta(i) - \mathrm{mean}_{j \in c} f_\theta(j') \rVert^2$"
+_GCDM_EQUATION = (
+    r"$\min_{S'} E_\theta \sum_c \lVert \mathrm{mean}_{i \in c} f_\theta(i) - "
+    r"\mathrm{mean}_{j \in c} f_\theta(j') \rVert^2$"
+)
 _GCDM_COST = (
     "A step is a forward pass of either graph and a backward of the condensed one; nothing is differentiated twice."
 )
