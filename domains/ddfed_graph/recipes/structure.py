@@ -145,7 +145,7 @@ GDEM = graph_recipe(
                 "lr": 1e-4,
                 "steps": 200,
                 "objective_options": {"low": 1.0},
-                "init_options": {"low": 1.0, "hops": 2},
+                "init_options": {"low": 1.0},
             },
             ("cora",),
             source=CHOSEN,
