@@ -310,8 +310,9 @@ def recipe_layers(method: str, origin: str, dataset: str, layers: Sequence[Layer
     recipe = registry().load("recipe", method, origin)
     below = [Layer(f"recipe {method}", {section: dict(recipe.defaults)})]
     ipc = value_of([*below, *layers], f"{section}.ipc", PartSettings().ipc)
+    domain = value_of(layers, "data.domain", "image")
     for preset in recipe.presets:
-        if preset.fits(dataset, ipc):
+        if preset.fits(dataset, ipc, domain):
             below.append(Layer(f"preset {method}/{preset.label}", {section: dict(preset.values)}))
     return below
 

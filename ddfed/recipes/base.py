@@ -16,15 +16,18 @@ class Preset:
         datasets: data sets it is for; empty for all.
         ipc: budgets it is for; empty for all.
         source: where the values come from.
+        domains: modalities it is for; empty for all.
     """
 
     values: Mapping[str, Any]
     datasets: tuple[str, ...] = ()
     ipc: tuple[int, ...] = ()
     source: str = ""
+    domains: tuple[str, ...] = ()
 
-    def fits(self, dataset: str, ipc: int) -> bool:
-        return (not self.datasets or dataset in self.datasets) and (not self.ipc or ipc in self.ipc)
+    def fits(self, dataset: str, ipc: int, domain: str = "") -> bool:
+        wanted = ((self.datasets, dataset), (self.ipc, ipc), (self.domains, domain))
+        return all(not possible or given in possible for possible, given in wanted)
 
     @property
     def label(self) -> str:
