@@ -110,7 +110,7 @@ class Graph:
         n = len(self)
         index = torch.cat([self.edges, torch.arange(n).expand(2, n)], 1)
         values = torch.cat([self.weights, torch.ones(n)]) * scale(index)
-        return compressed(torch.sparse_coo_tensor(index, values, (n, n)).coalesce())
+        return compressed(torch.sparse_coo_tensor(index, values, (n, n), check_invariants=False).coalesce())
 
     def hop(self, k: int) -> Tensor:
         """H_k = A^^k X, (n, d); kept."""
