@@ -47,7 +47,9 @@ def refer(name: str, context: ServerContext, partition: Partition) -> dict[str, 
         title, accuracy in [0, 1], those of single trainings (of clients with records), seconds.
     """
     begun = time.perf_counter()
-    found = [_trained(data, context, name, k) for k, data in enumerate(_data(name, context.task, partition)) if len(data)]
+    found = [
+        _trained(data, context, name, k) for k, data in enumerate(_data(name, context.task, partition)) if len(data)
+    ]
     return {
         "title": TITLES[name],
         "accuracy": statistics.fmean(found),

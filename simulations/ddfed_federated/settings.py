@@ -60,7 +60,9 @@ class FederationSettings(Settings):
 
     clients: int = Field(10, ge=1, description="number of clients")
     rounds: int = Field(5, ge=1, description="number of rounds")
-    partition: str = Field("dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity, ...")
+    partition: str = Field(
+        "dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity, ..."
+    )
     partition_options: dict[str, Any] = Field(
         default_factory=dict,
         description="of the partitioner, such as alpha",

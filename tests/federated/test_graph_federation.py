@@ -280,7 +280,9 @@ def test_reports_say_what_was_lost(digits, run):
 
 
 def test_a_label_split_of_a_graph_and_clients_without_records(digits, run):
-    summary, _ = run(settings(federation={"partition": "dirichlet", "partition_options": {"alpha": 0.1}}, references=[]))
+    summary, _ = run(
+        settings(federation={"partition": "dirichlet", "partition_options": {"alpha": 0.1}}, references=[])
+    )
     assert summary["methods"]["feddm"]["rows"][-1]["releases"] == 5
     # 60 clients of 30 nodes: some hold no labelled node, and say so instead of failing.
     many = settings(federation={"clients": 60, "rounds": 1}, baselines=["fedavg"], references=["local"])
