@@ -3,8 +3,8 @@
 Each scheme is a function ``(labels, clients, rng, *, options) -> list of index arrays``. `split` calls one by
 name (or any callable of that form, which is how a plugin's partitioner comes in), checks what it returns and
 gives a `Partition` that can be saved and reused. `divide` also takes schemes of a domain that see the whole task,
-and gives units to the clients where there is more to divide than rows: the nodes of a graph. "Dirichlet(0.5)" alone does not define a split: the number
-of clients, the cap and the smallest size do, so all of them are recorded.
+and gives units to the clients where there is more to divide than rows: the nodes of a graph. "Dirichlet(0.5)" alone
+does not define a split: the number of clients, the cap and the smallest size do, so all of them are recorded.
 
 References:
     McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017

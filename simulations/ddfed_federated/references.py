@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ddfed.data import RealData, Task
-from ddfed.domain import Domain
 from ddfed.errors import ConfigError
 from ddfed.evaluate import accuracy
 from ddfed_federated.methods import ServerContext, train_on_records
 from ddfed_federated.partition import Partition
-from ddfed_federated.settings import SimulateSettings
 
 TITLES = {
     "local": "each client trains on its own records; mean over clients",
