@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ddfed.hookspecs import hookimpl
 from ddfed_graph.catalog import DATASETS
+from ddfed_graph.federated import FEDERATED
 from ddfed_graph.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def ddfed_register(registry: Registry) -> None:
         summary="Graphs: nodes with features, seen in the graph they belong to.",
         extra="graph",
         modules=_NEEDED,
+        federated=FEDERATED,
     )
     for name, facts in DATASETS.items():
         registry.add("dataset", f"graph/{name}", "ddfed_graph.datasets:load", extra="graph", **facts)
@@ -68,6 +70,19 @@ def ddfed_register(registry: Registry) -> None:
     registry.add(
         "objective", "spectrum", "ddfed_graph.spectrum:SpectrumMatching", summary="features along eigenvectors (GDEM)"
     )
+    for name, target, summary in (
+        ("louvain", "louvain", "communities of a graph, packed into clients of about equal size"),
+        ("dirichlet-nodes", "dirichlet_nodes", "every class of a graph's nodes cut by Dirichlet proportions"),
+    ):
+        registry.add(
+            "partitioner",
+            name,
+            f"ddfed_graph.shares:{target}",
+            summary=summary,
+            extra="graph",
+            modules=("networkx", "scipy"),
+            sees="task",
+        )
     registry.add("kernel", "sntk", "ddfed_graph.kernel:sntk", summary="structure-based neural tangent kernel (GC-SNTK)")
     registry.add("kernel", "ntk-hops", "ddfed_graph.kernel:ntk_hops", summary="tangent kernel of propagated features")
     for name, target, summary in (
