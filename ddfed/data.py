@@ -115,6 +115,37 @@ class RealData:
         index = torch.as_tensor(rows, dtype=torch.int64)
         return replace(self, inputs=self.inputs[index], labels=self.labels[index])
 
+    # What a federation divides among its clients. A domain whose rows are tied to each other says it in its own way.
+
+    @property
+    def units(self) -> int:
+        """How many things there are to divide: the rows; of a graph all nodes, of which the rows are some."""
+        return len(self)
+
+    def rows_of(self, units: Tensor) -> Tensor:
+        """Rows of somebody who holds some units, rising, (k,) int64."""
+        return units
+
+    def units_of(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Units of each client where a split has dealt the rows alone; every unit goes to one client."""
+        return list(parts)
+
+    def within(self, units: Tensor) -> RealData:
+        """What somebody has who holds only some units."""
+        return self.subset(units)
+
+    def severed(self, parts: Sequence[Tensor]) -> RealData:
+        """Everything, but without what ties units of different clients."""
+        return self
+
+    def ties(self, parts: Sequence[Tensor]) -> dict[str, tuple[int, int]]:
+        """What ties units and is lost where two clients hold its ends: name -> (kept, all); empty where rows are free.
+
+        Args:
+            parts: units of each client.
+        """
+        return {}
+
     def batch(self, rows: Tensor) -> Batch:
         """Rows in model space."""
         natural = self.inputs[rows].to(torch.float32) * self.scale

@@ -196,6 +196,29 @@ class Domain(ABC):
                 )
 
 
+def check_per_example(domain: Domain, network: Network) -> None:
+    """Refuse clipping of per-example gradients where a gradient is not of one example alone.
+
+    The bound of differential privacy then fails silently: clipping row i does not bound what record j does to the sum.
+    To be called by whoever clips, before anything is asked of the gate.
+
+    Raises:
+        ConfigError: the domain's rows are coupled, or the network mixes them; says what to do instead.
+    """
+    if not domain.capabilities.independent_rows:
+        raise ConfigError(
+            f"per-example clipping is invalid for domain {domain.name!r}: its rows are coupled, and with K rounds of "
+            f"message passing one node influences the gradients of all nodes up to K hops away, so clipping each of "
+            f"them does not bound what one node does. Add noise to the class sums of propagated features instead, "
+            f"with their rows and the degrees of nodes bounded."
+        )
+    if network.mixes_rows:
+        raise ConfigError(
+            "per-example clipping is invalid for a network that mixes rows (BatchNorm): each row influences the "
+            "gradients of all others. Take one with another normalisation, such as 'convnet' (instance norm)."
+        )
+
+
 def reset(network: nn.Module) -> None:
     """Redraw all weights in place with the modules' default initialisation; call under `seeds.isolated`.
 

@@ -88,6 +88,14 @@ class Component:
             raise MissingDependencyError(
                 f"{self.kind} {self.name!r} needs {', '.join(self.missing)}, which is not installed: {self.pip_line}"
             )
+        return self.read()
+
+    def read(self) -> Any:
+        """Import the target whatever is installed: a declaration, such as a recipe, can be told without its packages.
+
+        Raises:
+            ImportError: the target imports what is absent.
+        """
         module, _, attribute = self.target.partition(":")
         return getattr(importlib.import_module(module), attribute)
 

@@ -326,6 +326,7 @@ def recipe_layers(method: str, origin: str, layers: Sequence[Layer], section: st
             f"{origin_of(layers, 'data.domain', 'the default')}). `ddfed methods list` shows what each is for."
         )
     ipc = value_of([*below, *layers], f"{section}.ipc", PartSettings().ipc)
+    domain = value_of(layers, "data.domain", "image")
     for preset in recipe.presets:
         if preset.fits(dataset, ipc, domain):
             below.append(Layer(f"preset {method}/{preset.label}", {section: dict(preset.values)}))

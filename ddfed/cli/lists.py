@@ -46,12 +46,15 @@ def show_method(name: str, as_json: bool) -> None:
     """Show all that is known about one method: idea, equation, parts, figures, when it fails."""
     found = _named("method", name, *_METHOD_KINDS)
     component = found[0]
-    if component.kind == "recipe" and not component.missing:
+    if component.kind == "recipe":
         from ddfed.cli.method_pages import described, told
 
-        recipe = component.load()
+        recipe, row = component.read(), _method(component)
+        told_needs = {"needs": row["needs"]} if component.missing else {}
         emit(
-            {**_method(component), **described(recipe), **_offer(component)}, as_json, lambda: click.echo(told(recipe))
+            {**row, **described(recipe), **told_needs, **_offer(component)},
+            as_json,
+            lambda: click.echo(told(recipe, absent=_missing(component) if component.missing else "")),
         )
         return
     _show([{**_method(c), **_offer(c)} for c in found], as_json)

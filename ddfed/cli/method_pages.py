@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "real rows": ("sampler", "sampler_options"),
     "outer step": (
         "optimizer", "lr", "momentum", "betas", "schedule", "lr_floor", "clip", "steps", "stages", "scope", "clamp",
-        "ema",
+        "ema", "keep",
     ),
     "evaluation": ("protocol",),
 }  # fmt: skip
@@ -90,10 +90,18 @@ def _accuracy(figure: Published) -> str:
 # --- the terminal -------------------------------------------------------------------------------------------
 
 
-def told(recipe: Recipe, width: int = 100) -> str:
-    """The recipe for a terminal, in lines no longer than ``width`` but for words that are."""
+def told(recipe: Recipe, width: int = 100, absent: str = "") -> str:
+    """The recipe for a terminal, in lines no longer than ``width`` but for words that are.
+
+    Args:
+        absent: packages it needs and that are not installed, with what installs them.
+    """
     lines = [*textwrap.wrap(f"{recipe.name}: {recipe.title}", width), ""]
+    if absent:
+        lines += _wrapped("not installed", absent, width)
     lines += _wrapped("family", recipe.family, width)
+    if recipe.domains:
+        lines += _wrapped("domains", ", ".join(recipe.domains), width)
     lines += _wrapped("needs", ", ".join(recipe.needs) or "nothing special", width)
     for name in ("idea", "equation"):
         lines += _wrapped(name, getattr(recipe, name), width)
@@ -145,7 +153,8 @@ def page(recipe: Recipe, scenarios: Sequence[str] = ()) -> str:
         _presets(recipe),
         "## What differs from the paper\n\n" + _bullets(recipe.departures, "Nothing that we know of."),
         f"## Cost\n\n{recipe.expense.capitalize()}. {_sentence(recipe.cost)}",
-        f"Needs: {', '.join(recipe.needs) or 'nothing special'}.",
+        f"Needs: {', '.join(recipe.needs) or 'nothing special'}."
+        + (f" For domain {', '.join(recipe.domains)}." if recipe.domains else ""),
         f"## When it fails\n\n{recipe.fails}",
         _figures(recipe),
         _run(recipe, scenarios),
@@ -168,11 +177,22 @@ def index(recipes: Iterable[Recipe]) -> str:
     return "\n".join(parts)
 
 
+def of_the_house() -> Iterator[Recipe]:
+    """The recipes of every plugin that this distribution brings, whether what they need is installed or not."""
+    from importlib.metadata import entry_points
+
+    from ddfed.registry import registry
+
+    ours = {point.name for point in entry_points(group="ddfed") if point.dist and point.dist.name == "ddfed"}
+    # In the order they were offered in, which goes by families; the core's first.
+    found = [c for c in registry() if c.kind == "recipe" and c.plugin in ours]
+    for component in sorted(found, key=lambda c: c.plugin != "core"):
+        yield component.read()
+
+
 def method_pages() -> dict[str, str]:
     """File name -> text, of every recipe of the house and their index."""
-    from ddfed.recipes import builtin
-
-    recipes = [recipe for _, recipe in builtin()]
+    recipes = list(of_the_house())
     runs = _scenarios()
     return {"index.md": index(recipes), **{f"{r.name}.md": page(r, runs.get(r.name, ())) for r in recipes}}
 
@@ -205,7 +225,11 @@ def _figures(recipe: Recipe) -> str:
 
 
 def _run(recipe: Recipe, scenarios: Sequence[str]) -> str:
-    lines = [f"ddfed distill --method {recipe.name} --ipc 10", *(f"ddfed reproduce {name}" for name in scenarios)]
+    domain = f" --domain {recipe.domains[0]}" if recipe.domains else ""
+    lines = [
+        f"ddfed distill --method {recipe.name}{domain} --ipc 10",
+        *(f"ddfed reproduce {name}" for name in scenarios),
+    ]
     return "## Run it\n\n```sh\n" + "\n".join(lines) + "\n```"
 
 

@@ -45,9 +45,9 @@ def compose_partition(
 ) -> Tensor:
     """Weighted means of the clusters of each class, (classes * per_class, d), for nodes without structure (CGC-X).
 
-    A linear map is fitted to H_0 + H_1 + H_2 of the training nodes. Its leave-one-out answers say how hard a class is
-    (one minus F1) and how sure a node is. Beside the H_2 of its nodes a class is given H_1 of some of them, the harder
-    it is the more; k-means divides both into ``per_class`` clusters.
+    A linear map is fitted to the mean of H_0, H_1 and H_2 of the training nodes. Its leave-one-out answers say how hard
+    a class is (one minus F1) and how sure a node is. Beside the H_2 of its nodes a class is given H_1 of some of them,
+    the harder it is the more; k-means divides both into ``per_class`` clusters.
 
     Args:
         data, ctx, per_class, top_up: as of every composer; a class with fewer nodes repeats its clusters.
@@ -59,7 +59,7 @@ def compose_partition(
     """
     rows = torch.cat([data.class_index[c] for c in ctx.classes])
     label = data.labels[rows]
-    confidence, f1 = calibration(sum(propagated(data, rows, k) for k in range(_HOPS + 1)) / (_HOPS + 1), label)
+    confidence, f1 = calibration(_mean_hops(data, rows), label)
     extra = _drawn_extra(label, f1, round(augment * len(rows)), ctx.streams.torch("augment"))
     pool = torch.cat([propagated(data, rows, _HOPS), propagated(data, rows[extra], 1)])
     label, confidence = torch.cat([label, label[extra]]), torch.cat([confidence, confidence[extra]])
@@ -98,6 +98,11 @@ def compose_graph(
     h = compose_partition(data, ctx, per_class, top_up, temperature=temperature, augment=augment)
     a = (cosines(h) > threshold).float().fill_diagonal_(0)
     return torch.cat([unpropagated(h, a, alpha), a], 1)
+
+
+def _mean_hops(data: RealData, rows: Tensor) -> Tensor:
+    """Mean of H_0, H_1 and H_2 of some rows, (k, d)."""
+    return torch.stack([propagated(data, rows, k) for k in range(_HOPS + 1)]).mean(0)
 
 
 def cosines(h: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class GraphDomain(Domain):
         self.check_name("data set", dataset, (*DATASETS, *SETS))
         if dataset in SETS:
             return sets.load(dataset, Path(root) if root is not None else None, options)
-        self.check_options(options, (*datasets.OPTIONS, "fanouts"))
+        self.check_options(options, ("fanouts", *datasets.OPTIONS))
         given = dict(options)
         fanouts = _fanouts(given.pop("fanouts", None))
         raw = datasets.load(dataset, Path(root) if root is not None else None, given)

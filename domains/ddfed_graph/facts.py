@@ -33,7 +33,7 @@ def weighted_edges(adjacency: Tensor | None, threshold: float = 0.0) -> tuple[Te
     if not bool(a.isfinite().all()) or not torch.allclose(a, a.T, atol=1e-5):
         raise DataError("the adjacency of an undirected graph must be finite and symmetric")
     a = (a + a.T) / 2  # rounding may tell the directions apart, and a threshold must not
-    edges = (a.fill_diagonal_(0) > threshold).nonzero().T.contiguous()
+    edges = (a.fill_diagonal_(0).abs() > threshold).nonzero().T.contiguous()
     return edges, a[edges[0], edges[1]]
 
 

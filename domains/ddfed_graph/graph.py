@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -219,6 +219,37 @@ class GraphData(RealData):
         for tensor in (self.inputs, self.labels):
             digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    @property
+    def units(self) -> int:
+        """All nodes, also those that are no rows."""
+        return len(self.graph)
+
+    def rows_of(self, units: Tensor) -> Tensor:
+        """Rows whose nodes are among ``units``."""
+        return torch.nonzero(torch.isin(self.inputs, units)).flatten()
+
+    def units_of(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Nodes of each client: those of its rows, and others as `ddfed_graph.shares.follow` says."""
+        from ddfed_graph.shares import follow
+
+        return follow(self.graph, [self.inputs[rows] for rows in parts])
+
+    def severed(self, parts: Sequence[Tensor]) -> GraphData:
+        """The same nodes without the edges between clients."""
+        kept = self._inside(parts)
+        return replace(self, graph=Graph(self.graph.features, self.graph.edges[:, kept], self.graph.weights[kept]))
+
+    def ties(self, parts: Sequence[Tensor]) -> dict[str, tuple[int, int]]:
+        """Edges, each counted once."""
+        return {"edges": (int(self._inside(parts).sum()) // 2, self.graph.links)}
+
+    def _inside(self, parts: Sequence[Tensor]) -> Tensor:
+        """Which entries lie within one client, (entries,) bool."""
+        owner = torch.full((len(self.graph),), -1)
+        for client, nodes in enumerate(parts):
+            owner[nodes] = client
+        return owner[self.graph.edges[0]] == owner[self.graph.edges[1]]
 
     def within(self, nodes: Tensor) -> GraphData:
         """What somebody has who holds only some nodes: their induced graph, and the rows that are among them."""

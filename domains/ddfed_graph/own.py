@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import math
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -296,7 +296,7 @@ def _from_pyg(path: Path) -> _Own:
         # PyTorch Geometric allows its Data, and forgets the plain records that every Data holds.
         with torch.serialization.safe_globals([DataEdgeAttr, DataTensorAttr, GlobalStorage]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise DataError(
             f"{path} holds more than tensors and a PyTorch Geometric Data, and opening that can run any code, so it "
             f"is refused: {_refused(error)}. Save tensors alone: torch.save(Data(x=x, edge_index=e, y=y), path)."

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ddfed.hookspecs import hookimpl
 from ddfed_graph.catalog import DATASETS
+from ddfed_graph.federated import FEDERATED
 from ddfed_graph.recipes import RECIPES
 from ddfed_graph.set_catalog import SETS
 
@@ -24,6 +25,7 @@ def ddfed_register(registry: Registry) -> None:
         summary="Graphs: nodes with features, seen in the graph they belong to.",
         extra="graph",
         modules=_NEEDED,
+        federated=FEDERATED,
     )
     for name, facts in DATASETS.items():
         registry.add("dataset", f"graph/{name}", "ddfed_graph.datasets:load", extra="graph", **facts)
@@ -45,12 +47,14 @@ def ddfed_register(registry: Registry) -> None:
             cost=recipe.expense,
         )
     for name, target, summary in (
-        ("induced", "Induced", "real nodes with the edges among them"),
-        ("pge", "PairwiseMLP", "an adjacency that an MLP makes of pairs of nodes (GCond)"),
-        ("free-adjacency", "FreeAdjacency", "an adjacency with a free weight for each pair"),
-        ("low-rank-adjacency", "LowRank", "an adjacency of short vectors for each node"),
+        ("induced", "stores:Induced", "nodes with the edges among them, as they are"),
+        ("eigenbasis", "eigenbasis:Eigenbasis", "learned eigenvectors with the real eigenvalues (GDEM)"),
+        ("self-expressive", "expressive:SelfExpressive", "an adjacency in closed form of the features (GCSR)"),
+        ("pge", "stores:PairwiseMLP", "an adjacency that an MLP makes of pairs of nodes (GCond)"),
+        ("free-adjacency", "stores:FreeAdjacency", "an adjacency with a free weight for each pair"),
+        ("low-rank-adjacency", "stores:LowRank", "an adjacency of short vectors for each node"),
     ):
-        registry.add("decoder", name, f"ddfed_graph.stores:{target}", summary=summary)
+        registry.add("decoder", name, f"ddfed_graph.{target}", summary=summary)
     for name, target, summary in (
         ("mean-a2x", "MEAN", "mean of the propagated features of a class"),
         ("kmeans-a2x", "KMEANS", "k-means centres of the propagated features of a class"),
@@ -60,11 +64,29 @@ def ddfed_register(registry: Registry) -> None:
     ):
         registry.add("selector", name, f"ddfed_graph.selectors:{target}", summary=summary)
     for name, target, summary in (
+        ("eigenbasis", "eigenbasis:EIGENBASIS", "random nodes, eigenvectors of a random graph, the real eigenvalues"),
+        ("self-expressive", "expressive:EXPRESSIVE", "propagated random nodes, and how often their classes are linked"),
         ("cgc", "calibrated:CGC", "linked means of calibrated clusters of a class"),
         ("coarsening", "coarsening:COARSENING", "super-nodes of the contracted graph, with the links among them"),
         ("cgc-x", "calibrated:CGC_X", "means of calibrated clusters of a class"),
     ):
         registry.add("selector", name, f"ddfed_graph.{target}", summary=summary)
+    registry.add(
+        "objective", "spectrum", "ddfed_graph.spectrum:SpectrumMatching", summary="features along eigenvectors (GDEM)"
+    )
+    for name, target, summary in (
+        ("louvain", "louvain", "communities of a graph, packed into clients of about equal size"),
+        ("dirichlet-nodes", "dirichlet_nodes", "every class of a graph's nodes cut by Dirichlet proportions"),
+    ):
+        registry.add(
+            "partitioner",
+            name,
+            f"ddfed_graph.shares:{target}",
+            summary=summary,
+            extra="graph",
+            modules=("networkx", "scipy"),
+            sees="task",
+        )
     registry.add("kernel", "sntk", "ddfed_graph.kernel:sntk", summary="structure-based neural tangent kernel (GC-SNTK)")
     registry.add("kernel", "ntk-hops", "ddfed_graph.kernel:ntk_hops", summary="tangent kernel of propagated features")
     for name, target, summary in (

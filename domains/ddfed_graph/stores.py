@@ -1,6 +1,7 @@
 """Parametrisations of a condensed graph: features and, in several forms, the adjacency among them.
 
-All decode to rows of (features, adjacency to each of the rows): A' has weights >= 0, is symmetric and has no diagonal.
+All decode to rows of (features, adjacency to each of the rows): A' is symmetric and has no diagonal. Weights are >= 0
+but for `eigenbasis`, whose are signed.
 Without structure, A' = I, a graph is stored as ``pixels``: its rows are separate.
 """
 
@@ -102,7 +103,7 @@ class GraphStore(Store):
             x = self.params["x"].detach()
             a = self.adjacency(x, every)
         kept = Induced(self.info, self.classes)
-        kept.load({"x": x, "a": torch.where(a >= self.options["threshold"], a, 0.0)})
+        kept.load({"x": x, "a": torch.where(a.abs() >= self.options["threshold"], a, 0.0)})
         return kept
 
     def take(self, items: Tensor) -> Store:
@@ -152,7 +153,7 @@ class FreeAdjacency(GraphStore):
 
     def adjacency(self, x: Tensor, items: Tensor) -> Tensor:
         logits = self.params["s"][items][:, items]
-        return _hollow(torch.sigmoid((logits + logits.T) / 2))
+        return hollow(torch.sigmoid((logits + logits.T) / 2))
 
     def begin(self, adjacency: Tensor, streams: Streams) -> None:
         edges = adjacency if adjacency.shape[1] else torch.zeros(self.items, self.items)
@@ -179,7 +180,7 @@ class LowRank(GraphStore):
 
     def adjacency(self, x: Tensor, items: Tensor) -> Tensor:
         logits = self.params["u"][items] @ self.params["v"][items].T
-        return _hollow(torch.sigmoid((logits + logits.T) / 2 - self.number("offset")))
+        return hollow(torch.sigmoid((logits + logits.T) / 2 - self.number("offset")))
 
     def begin(self, adjacency: Tensor, streams: Streams) -> None:
         generator = streams.torch("structure")
@@ -225,7 +226,7 @@ class PairwiseMLP(GraphStore):
         hidden = F.relu(_normalised(pairs.flatten(0, 1), p["norm1"]))
         hidden = F.relu(_normalised(hidden @ p["second"].T + p["second_b"], p["norm2"]))
         logits = (hidden @ p["third"].T + p["third_b"]).view(k, k)
-        return _hollow(torch.sigmoid((logits + logits.T) / 2))
+        return hollow(torch.sigmoid((logits + logits.T) / 2))
 
     def begin(self, adjacency: Tensor, streams: Streams) -> None:
         h, d = self.options["hidden"], self.info.shape[0]
@@ -244,6 +245,6 @@ def _normalised(values: Tensor, scale_and_shift: Tensor) -> Tensor:
     return centred * (centred.square().mean(0) + 1e-5).rsqrt() * scale_and_shift[0] + scale_and_shift[1]
 
 
-def _hollow(weights: Tensor) -> Tensor:
+def hollow(weights: Tensor) -> Tensor:
     """Without its diagonal."""
     return weights * (1 - torch.eye(len(weights), dtype=weights.dtype, device=weights.device))

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @experiment_options("Items per class and client.")
-@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity.")
+@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity, ...")
 @click.option(
     "--alpha", type=float, help="Concentration of the splits dirichlet and quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
+@click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")
 @click.option("--backend", help="inprocess or ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
 @run_options
@@ -35,6 +36,7 @@ def simulate(
     partition: str | None,
     alpha: float | None,
     baselines: str | None,
+    references: str | None,
     backend: str | None,
     workers: int | None,
     config_file: Path | None,
@@ -54,6 +56,7 @@ def simulate(
       ddfed simulate --clients 10 --method feddm
       ddfed simulate --clients 20 --ipc 1 --alpha 0.1 --seed 3
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
+      ddfed simulate --domain graph --dataset cora --data ~/data/cora --clients 5
       ddfed simulate --resume latest
     """
     flags: dict[str, tuple[str, Any]] = {
@@ -63,6 +66,7 @@ def simulate(
         "--partition": ("federation.partition", partition),
         "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
         "--baselines": ("baselines", None if baselines is None else _names(baselines)),
+        "--references": ("references", None if references is None else _names(references)),
         "--backend": ("federation.backend", backend),
         "--workers": ("federation.workers", workers),
         **shared_flags(shared),
@@ -149,9 +153,12 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 
 def _print(summary: dict[str, Any], path: Path) -> None:
+    from ddfed_federated.measures import kept_ties
     from ddfed_federated.report import METHOD_COLUMNS, method_rows
 
     table(METHOD_COLUMNS, method_rows(summary))
+    if summary["partition"].get("ties"):
+        click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")
 
 

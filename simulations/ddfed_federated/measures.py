@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from ddfed.errors import ConfigError
@@ -19,6 +21,19 @@ def gini(sizes: np.ndarray) -> float:
         return 0.0
     k = len(ranked)
     return float(2 * np.dot(np.arange(1, k + 1), ranked) / (k * ranked.sum()) - (k + 1) / k)
+
+
+def kept_ties(ties: Mapping[str, Sequence[int]]) -> str:
+    """What a split leaves of what ties rows, in words; nothing where rows are free.
+
+    Example:
+        >>> kept_ties({"edges": (4312, 5278)})
+        'edges kept 4,312 of 5,278 (81.7 %)'
+    """
+    return ", ".join(
+        f"{name} kept {kept:,} of {every:,} ({100 * kept / every if every else 100:.1f} %)"
+        for name, (kept, every) in ties.items()
+    )
 
 
 def heterogeneity(counts: np.ndarray, *, enough: int = 10) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""Splits of labelled rows among clients: pure numpy, every row exactly once.
+"""Splits of labelled rows among clients: every row exactly once.
 
 Each scheme is a function ``(labels, clients, rng, *, options) -> list of index arrays``. `split` calls one by
 name (or any callable of that form, which is how a plugin's partitioner comes in), checks what it returns and
-gives a `Partition` that can be saved and reused. "Dirichlet(0.5)" alone does not define a split: the number
-of clients, the cap and the smallest size do, so all of them are recorded.
+gives a `Partition` that can be saved and reused. `divide` also takes schemes of a domain that see the whole task,
+and gives units to the clients where there is more to divide than rows: the nodes of a graph. "Dirichlet(0.5)" alone
+does not define a split: the number of clients, the cap and the smallest size do, so all of them are recorded.
 
 References:
     McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017
@@ -23,7 +24,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ddfed.data import Task
 from ddfed.errors import ConfigError, DataError, UnknownNameError, one_of, suggest
 
 Scheme = Callable[..., list[np.ndarray]]
@@ -32,8 +36,8 @@ Scheme = Callable[..., list[np.ndarray]]
 #: alpha 0.05 luck practically never comes, so the number must be bounded.
 MAX_DRAWS = 500
 
-#: Number in the saved file; raised whenever its meaning changes.
-SCHEMA = 1
+#: Number in the saved file; raised whenever its meaning changes. Files of 1 have no ``units``.
+SCHEMA = 2
 
 
 def _check_clients(labels: np.ndarray, clients: int) -> None:
@@ -323,12 +327,20 @@ class Partition:
         counts: rows per (client, class), shape (clients, classes), int64.
         scheme: name of what made it.
         options: the scheme's options as given and defaulted, JSON values only.
+        units: what each client holds where rows are not all there is to hold (`ddfed.data.RealData.units`), sorted
+            int64 arrays; None where the rows are.
     """
 
     parts: list[np.ndarray]
     counts: np.ndarray
     scheme: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    units: list[np.ndarray] | None = None
+
+    @property
+    def shares(self) -> list[Tensor]:
+        """What each client holds, as `RealData.within` takes it."""
+        return [torch.from_numpy(part) for part in (self.parts if self.units is None else self.units)]
 
     @property
     def clients(self) -> int:
@@ -343,7 +355,7 @@ class Partition:
         """SHA-256 of who holds which rows and of which class; the scheme's name does not enter."""
         digest = hashlib.sha256(str(self.counts.shape).encode())
         digest.update(np.ascontiguousarray(self.counts, dtype="<i8").tobytes())
-        for part in self.parts:
+        for part in [*self.parts, *(self.units or [])]:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
         return digest.hexdigest()
@@ -379,6 +391,7 @@ class Partition:
             "options": dict(self.options),
             "counts": self.counts.tolist(),
             "parts": [part.tolist() for part in self.parts],
+            **({} if self.units is None else {"units": [part.tolist() for part in self.units]}),
             "hash": self.hash,
         }
         return json.dumps(record, separators=(",", ":"))
@@ -393,20 +406,27 @@ class Partition:
         try:
             record = json.loads(text)
             schema = record["schema"]
-            parts = [np.array(part, dtype=np.int64).reshape(-1) for part in record["parts"]]
+            parts = _arrays(record["parts"])
+            units = _arrays(record["units"]) if "units" in record else None
             counts = np.array(record["counts"], dtype=np.int64)
-            made = cls(parts, counts, str(record["scheme"]), dict(record["options"]))
+            made = cls(parts, counts, str(record["scheme"]), dict(record["options"]), units)
             stated = record["hash"]
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(f"not a split file: {type(error).__name__}: {error}") from error
-        if schema != SCHEMA:
-            raise DataError(f"split file of schema {schema!r}; this version reads {SCHEMA}")
+        if schema not in (1, SCHEMA):
+            raise DataError(f"split file of schema {schema!r}; this version reads 1 and {SCHEMA}")
         if counts.ndim != 2 or len(counts) != len(parts):
             raise DataError(f"split file: {len(parts)} clients but counts of shape {counts.shape}")
         _check_cover(parts, made.rows, "split file", DataError)
+        if units is not None:
+            _check_cover(units, sum(map(len, units)), "split file, units", DataError)
         if made.hash != stated:
             raise DataError("split file: its hash does not match, it was changed after it was written; make it anew")
         return made
+
+
+def _arrays(parts: list[list[int]]) -> list[np.ndarray]:
+    return [np.array(part, dtype=np.int64).reshape(-1) for part in parts]
 
 
 def _check_cover(
@@ -495,3 +515,45 @@ def split(
         raise ConfigError(f"partition {name!r} made {len(parts)} parts for {clients} clients")
     _check_cover(parts, len(labels), f"partition {name!r}")
     return Partition(parts, _count(parts, labels, num_classes), name, full)
+
+
+def divide(
+    name: str,
+    scheme: Scheme,
+    task: Task,
+    clients: int,
+    rng: np.random.Generator,
+    sees: str = "labels",
+    **options: Any,
+) -> Partition:
+    """Split a task's training data, with all that its rows are tied to.
+
+    Args:
+        name: of the scheme.
+        scheme: as for `split`; or, when it sees the task, ``(task, clients, rng, *, options) -> list of unit arrays``.
+        task: the data.
+        clients: number of parts.
+        rng: source of all randomness.
+        sees: ``"labels"`` of the training rows, or the ``"task"``.
+        options: the scheme's keyword options.
+
+    Returns:
+        A checked partition: every row and every unit exactly once. A client may be without rows.
+
+    Raises:
+        ConfigError: as `split`.
+    """
+    data, labels = task.train, task.train.labels.numpy()
+    if sees == "labels":
+        made = split(scheme, labels, clients, task.info.num_classes, rng, **options)
+        parts, full = made.parts, dict(made.options)
+        units = [part.numpy() for part in data.units_of([torch.from_numpy(part) for part in parts])]
+    else:
+        full = _options(scheme, name, options)
+        units = [np.asarray(part, dtype=np.int64) for part in scheme(task, clients, rng, **full)]
+        parts = [data.rows_of(torch.from_numpy(part)).numpy() for part in units]
+    if len(units) != clients:
+        raise ConfigError(f"partition {name!r} made {len(units)} parts for {clients} clients")
+    _check_cover(units, data.units, f"partition {name!r}")
+    same = all(map(np.array_equal, parts, units))
+    return Partition(parts, _count(parts, labels, task.info.num_classes), name, full, None if same else units)

@@ -12,6 +12,7 @@ from ddfed.progress import human_bytes
 from ddfed.report.figures import curves, label_histogram
 from ddfed.report.html import Page, facts
 from ddfed.report.pages import flatten, percent, picture
+from ddfed_federated.measures import kept_ties
 
 METHOD_COLUMNS = (
     "method",
@@ -60,7 +61,8 @@ def total_bytes(row: Mapping[str, Any]) -> int:
 
 
 def method_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
-    """One line per method: the last round's accuracy, never the best, is the result."""
+    """One line per method: the last round's accuracy, never the best, is the result; then the references."""
+    references = summary.get("references", {}).items()
     return [
         [
             name,
@@ -73,7 +75,7 @@ def method_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
             m["seconds"],
         ]
         for name, m in summary["methods"].items()
-    ]
+    ] + [[name, percent(r["accuracy"]), "-", "-", "-", "-", "-", r["seconds"]] for name, r in references]
 
 
 def accuracy_curves(summary: Mapping[str, Any]) -> tuple[str, str]:
@@ -130,6 +132,11 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"records shows it."
     )
     page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
+    if summary.get("references"):
+        page.text(
+            "References train on real rows as the clients of averaging methods do, for as many epochs as in all rounds "
+            "together: " + "; ".join(f"{name}: {r['title']}" for name, r in summary["references"].items()) + "."
+        )
     page.table(
         ("method", "accuracy %", "rounds paid for", "MB spent"),
         at_equal_bytes(summary),
@@ -144,6 +151,8 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         "Training rows per client and class",
         alt="label histogram",
     )
+    if summary["partition"].get("ties"):
+        page.text(f"{kept_ties(summary['partition']['ties'])}. The others lie between clients and nobody sees them.")
     page.facts({MEASURES.get(k, k): round(v, 3) for k, v in summary["partition"]["measures"].items()})
     if syn is not None:
         page.section("The distilled set")

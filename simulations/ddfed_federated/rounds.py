@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ddfed.data import Task
-from ddfed.devices import resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
@@ -31,6 +30,7 @@ from ddfed_federated.settings import SimulateSettings
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
 _SERVER_ONLY: Any = {
     "baselines": True,
+    "references": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
@@ -124,14 +124,7 @@ class Rounds:
     def __post_init__(self) -> None:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
         self.streams = Streams(self.settings.run.seed)
-        # The server's streams do not name the method: every method starts from the same global network.
-        self.context = ServerContext(
-            self.settings,
-            self.domain,
-            self.task,
-            self.streams.child("server side"),
-            resolve_device(self.settings.run.device),
-        )
+        self.context = ServerContext.of(self.settings, self.domain, self.task)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}

@@ -29,7 +29,8 @@ class ServerSettings(Settings):
     lr: float = Field(0.01, gt=0, description="step size of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="of SGD")
-    batch: int = Field(256, ge=1, description="rows per step")
+    batch: int = Field(256, ge=0, description="rows per step; 0 for all")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd or adam")
     augment: str = Field("none", description="augmentation of the union while the global model trains")
     weighting: Literal["uniform", "count"] = Field(
         "uniform", description="count: an item weighs as many records as it stands for"
@@ -45,7 +46,8 @@ class LocalSettings(Settings):
     lr: float = Field(0.01, gt=0, description="step size of SGD")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(0.0, ge=0, description="of SGD")
-    batch: int = Field(64, ge=1, description="rows per step")
+    batch: int = Field(64, ge=0, description="rows per step; 0 for all")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="sgd or adam")
     proximal_mu: float = Field(0.01, ge=0, description="FedProx's mu; other methods ignore it")
     server_momentum: float = Field(0.9, ge=0, lt=1, description="FedAvgM's beta")
     server_lr: float = Field(1.0, gt=0, description="FedAvgM's step size")
@@ -58,7 +60,9 @@ class FederationSettings(Settings):
 
     clients: int = Field(10, ge=1, description="number of clients")
     rounds: int = Field(5, ge=1, description="number of rounds")
-    partition: str = Field("dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity")
+    partition: str = Field(
+        "dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity, ..."
+    )
     partition_options: dict[str, Any] = Field(
         default_factory=dict,
         description="of the partitioner, such as alpha",
@@ -102,6 +106,11 @@ class SimulateSettings(Settings):
     baselines: tuple[str, ...] = Field(
         ("random-once", "random-fresh", "fedavg"), description="methods run beside it on the same split"
     )
+    references: tuple[Literal["local", "central", "central-cut"], ...] = Field(
+        (),
+        description="trainings on real rows to compare with: each client alone, all in one place, and all in one place "
+        "without what ties rows of different clients",
+    )
     data: DataSettings = DataSettings()
     distill: PartSettings = PartSettings()
     server: ServerSettings = ServerSettings()
@@ -111,7 +120,9 @@ class SimulateSettings(Settings):
 
 
 def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
-    """Settings of a federated run: defaults < method < preset < files < --set < options.
+    """Settings of a federated run: defaults < method < presets < files < --set < options.
+
+    Presets are the method's, then those that the domain's plugin registers with it as the fact ``federated``.
 
     Raises:
         ConfigError: an unknown key, a wrong value, an unknown method, or a combination that cannot run.
@@ -120,13 +131,16 @@ def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
         "federated", value_of(layers, "method", "feddm"), origin_of(layers, "method", "the default")
     )
     dataset = value_of(layers, "data.dataset", "digits")
-    ipc = value_of(layers, "distill.ipc", PartSettings().ipc)
+    name = value_of(layers, "data.domain", "image")
+    domain = registry().get("domain", name, origin_of(layers, "data.domain", "the default"))
     below = [Layer(f"method {method.name}", dict(method.defaults))]
-    below += [
-        Layer(f"preset {method.name}/{preset.label}", dict(preset.values))
-        for preset in method.presets
-        if preset.fits(dataset, ipc)
-    ]
+    for owner, presets in ((method.name, method.presets), (name, domain.facts.get("federated", ()))):
+        ipc = value_of([*below, *layers], "distill.ipc", PartSettings().ipc)
+        below += [
+            Layer(f"preset {owner}/{preset.label}", dict(preset.values))
+            for preset in presets
+            if preset.fits(dataset, ipc, name)
+        ]
     resolved = resolve(SimulateSettings, without_foreign_options([*below, *layers], "distill"))
     _check(resolved.settings)
     return resolved

@@ -18,9 +18,10 @@ from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
-from ddfed_federated.measures import heterogeneity
-from ddfed_federated.methods import ServerState
+from ddfed_federated.measures import heterogeneity, kept_ties
+from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
+from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
 from ddfed_federated.settings import SimulateSettings
 from ddfed_federated.worker import load_partition, load_task
@@ -49,6 +50,7 @@ def simulate(
     domain, task = load_task(settings)
     partition = load_partition(settings)
     _check_shares(settings, partition)
+    check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
     run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
     backend = registry().load("backend", settings.federation.backend, "federation.backend")
@@ -68,6 +70,7 @@ def check_simulate(settings: SimulateSettings) -> None:
     check_parts(settings.distill, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
     _check_shares(settings, load_partition(settings))
+    check_references(settings.references, task, load_partition(settings))
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
@@ -170,6 +173,7 @@ class _Run:
         artifact = self._artifact(privacy)
         if artifact is not None:
             artifact.save(self.folder.path)
+        context, wanted = ServerContext.of(self.settings, self.domain, self.task), self.settings.references
         summary = {
             "kind": "federated",
             "status": "finished",
@@ -182,8 +186,11 @@ class _Run:
                 "hash": self.partition.hash,
                 "counts": self.partition.counts.tolist(),
                 "measures": heterogeneity(self.partition.counts),
+                "units": [len(share) for share in self.partition.shares],
+                "ties": self._ties(),
             },
             "methods": {name: self._method_summary(name) for name in self.plan},
+            "references": {name: refer(name, context, self.partition) for name in dict.fromkeys(wanted)},
             "artifact": artifact.content_hash if artifact is not None else None,
             "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
             "seconds": round(seconds, 2),
@@ -205,6 +212,10 @@ class _Run:
             "rows": [row.to_json() for row in rows],
         }
 
+    def _ties(self) -> dict[str, list[int]]:
+        """What ties rows, as [kept, all]."""
+        return {name: list(both) for name, both in self.task.train.ties(self.partition.shares).items()}
+
     def _ledger(self) -> Ledger:
         """What the main method's clients say was asked of their records."""
         ledger = Ledger()
@@ -225,7 +236,11 @@ class _Run:
             protocol=self.settings.distill.protocol,
             provenance={
                 "recipe": self.plan[0],
-                "federated": {"round": union["round"], "client_of_item": union["clients"]},
+                "federated": {
+                    "round": union["round"],
+                    "client_of_item": union["clients"],
+                    **({"ties": self._ties(), "kept": kept_ties(self._ties())} if self._ties() else {}),
+                },
                 "settings": self.settings.model_dump(mode="json"),
                 "seed": self.settings.run.seed,
                 "data_sha256": self.task.train.content_hash,

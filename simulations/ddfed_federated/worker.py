@@ -10,7 +10,6 @@ import os
 import time
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from ddfed import central
@@ -55,13 +54,14 @@ def _load_partition(data_json: str, scheme_json: str, seed: int) -> partitions.P
 
     federation = FederationSettings.model_validate_json(scheme_json)
     _, task = _load_task(data_json)
-    scheme = registry().load("partitioner", federation.partition, "federation.partition")
-    return partitions.split(
-        scheme,
-        task.train.labels.numpy(),
+    scheme = registry().get("partitioner", federation.partition, "federation.partition")
+    return partitions.divide(
+        scheme.name,
+        scheme.load(),
+        task,
         federation.clients,
-        task.info.num_classes,
         Streams(seed).numpy("partition"),
+        scheme.facts.get("sees", "labels"),
         **federation.partition_options,
     )
 
@@ -84,10 +84,10 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    parts = load_partition(settings).parts
-    if not 0 <= client < len(parts):
-        raise ConfigError(f"partition id {client} is outside 0 to {len(parts) - 1}")
-    data = task.train.subset(torch.from_numpy(parts[client]))
+    shares = load_partition(settings).shares
+    if not 0 <= client < len(shares):
+        raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
+    data = task.train.within(shares[client])
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from ddfed.data import RealData
+from ddfed.errors import ConfigError
 from ddfed.registry import registry
 from ddfed.store import (
     Fields,
@@ -18,11 +25,15 @@ from ddfed.store import (
     Pixels,
     SharedBasis,
 )
-from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, parametrize_with_checks, twin_task
+from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, checks, parametrize_with_checks, twin_task
 
 INFO = twin_task().info
-TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"))
+TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"), reference=95.0)
 
+#: Of recipes for one modality: the case they are run on, made where its packages are installed.
+CASES: dict[str, Callable[[], DomainCase]] = {
+    "graph": lambda: DomainCase(registry().load("domain", "graph")(), "digits", networks=("sgc",), protocol="E-gcn"),
+}
 
 #: Of the gradient family: pools that train little, and what the recipes say of the engine.
 _RS = {"length": 2, "epochs": 1}
@@ -127,6 +138,26 @@ _TEACHER = {
 }
 
 
+#: Graphs: few experts, networks that are trained little.
+_GNN = {"network": "gcn-p0-w8"}
+_GRAPH_EXPERTS = {
+    "pool_options": {"experts": 2, "span": 1, "max_start": 2, "make": {"epochs": 2, "batch": 256, "passes": 1}},
+    "objective_options": {"steps": 2, "lr": 0.1},
+    **_GNN,
+}
+SMALL |= {
+    **dict.fromkeys(
+        ("gcond", "ctrl"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}
+    ),
+    "gcond-x": {"pool_options": {"epochs": 2}},
+    "doscond": {"store_options": {"hidden": 8}},
+    "gcdm": {"store_options": {"hidden": 8}, **_GNN},
+    "gcdm-x": _GNN,
+    **dict.fromkeys(("sfgc", "geom"), _GRAPH_EXPERTS),
+    "gc-sntk": {"objective_options": {"kernel": "ntk-hops", "rows": 32}},
+}
+
+
 def _small(name: str) -> dict:
     recipe = registry().load("recipe", name)
     augment = "none" if recipe.defaults.get("augment", "none") == "none" else "shift"
@@ -169,11 +200,34 @@ def test_decoder(subject, check):
     check(subject)
 
 
-@parametrize_with_checks(
-    [RecipeCase(registry().load("recipe", name), TWIN, **_small(name)) for name in registry().names("recipe")]
-)
+@cache
+def _case(domain: str) -> DomainCase:
+    return CASES[domain]() if domain else TWIN
+
+
+def _recipe_case(name: str) -> RecipeCase:
+    recipe = registry().load("recipe", name)
+    return RecipeCase(recipe, _case(*recipe.domains[:1] or ("",)), **_small(name))
+
+
+#: recipe -> the pip line of what it needs and is not installed
+ABSENT = {c.name: c.pip_line for c in registry().of_kind("recipe") if c.missing}
+
+
+@parametrize_with_checks([_recipe_case(name) for name in registry().names("recipe") if name not in ABSENT])
 def test_recipe(subject, check):
     check(subject)
+
+
+def test_every_recipe_was_checked():
+    if ABSENT:
+        pytest.skip(f"{', '.join(ABSENT)} need {', '.join(set(ABSENT.values()))}")
+
+
+def test_a_recipe_is_refused_on_another_modality():
+    elsewhere = replace(registry().load("recipe", "dm"), name="elsewhere", domains=("graph",))
+    with pytest.raises(ConfigError, match="'elsewhere' is for graph"):
+        RecipeCase(elsewhere, TWIN)
 
 
 def test_the_checks_can_fail():
@@ -184,7 +238,69 @@ def test_the_checks_can_fail():
             rows, origin = super().decode(items)
             return rows.detach().requires_grad_(), origin
 
-    from ddfed.testing.checks import check_gradient_reaches_every_stored_value
-
     with pytest.raises(AssertionError, match="must receive gradient"):
-        check_gradient_reaches_every_stored_value(StoreCase("deaf", lambda items: Deaf(INFO, items)))
+        checks.check_gradient_reaches_every_stored_value(StoreCase("deaf", lambda items: Deaf(INFO, items)))
+
+
+@dataclass(frozen=True, eq=False)
+class Peeking(RealData):
+    """Training rows that know the labels of test rows."""
+
+    others: RealData | None = None
+
+    def items(self, rows, coupled=False):
+        return super().items(rows, coupled) + 1e-3 * self.others.labels[rows].view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Stubborn(RealData):
+    """Training rows whose classes are what they are, whatever labels they are given."""
+
+    truth: Tensor | None = None
+
+    @property
+    def class_index(self):
+        return tuple(torch.nonzero(self.truth == c).flatten() for c in range(self.info.num_classes))
+
+
+class Half(TwinDomain):
+    """Networks that let only one of two derivatives through."""
+
+    def network(self, name, info):
+        net = super().network(name, info)
+        body = net.embed
+        net.embed = lambda x: body(x) * body(x).detach()
+        return net
+
+
+class Muddled(TwinDomain):
+    """Data that say nothing."""
+
+    def load(self, dataset, root, options):
+        task = super().load(dataset, root, options)
+        return replace(task, train=replace(task.train, inputs=torch.zeros_like(task.train.inputs)))
+
+
+def _of_train(kind, **more):
+    case = DomainCase(TwinDomain(), "blobs")
+    train = case.task.train
+    case.task = replace(case.task, train=kind(train.inputs, train.labels, train.info, train.scale, **more))
+    return case
+
+
+def test_the_checks_of_a_domain_can_fail():
+    test = twin_task().test
+    peeking = _of_train(Peeking, others=test)
+    peeking.task = replace(peeking.task, test=test)
+    with pytest.raises(AssertionError, match="must not see labels of test"):
+        checks.check_labels_of_other_splits_do_not_leak(peeking)
+    with pytest.raises(AssertionError, match="must teach chance"):
+        checks.check_shuffled_labels_teach_nothing(_of_train(Stubborn, truth=test.labels))
+    with pytest.raises(AssertionError, match="second derivative must be exact"):
+        checks.check_networks_can_be_differentiated_twice(DomainCase(Half(), "blobs"))
+    with pytest.raises(AssertionError, match="must give 99.9 %"):
+        checks.check_full_data_reach_the_reference(DomainCase(Muddled(), "blobs", reference=99.9))
+    blank = torch.zeros(6, 2, 4, 4), torch.zeros(6, dtype=torch.int64)
+    case = DomainCase(TwinDomain(), "blobs", readers={"json": lambda folder: blank})
+    with pytest.raises(AssertionError, match="must keep the rows bit for bit"):
+        checks.check_exports_come_back(case)

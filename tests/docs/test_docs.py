@@ -10,10 +10,9 @@ import click
 import pytest
 
 from ddfed.cli import cli
-from ddfed.cli.method_pages import MUST_SAY, method_pages, unsaid
+from ddfed.cli.method_pages import MUST_SAY, method_pages, of_the_house, unsaid
 from ddfed.cli.reference import pages
 from ddfed.config import read_toml
-from ddfed.recipes import builtin
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -70,7 +69,7 @@ def test_reference_pages_are_what_the_program_says(name):
     assert shown == pages()[name], "run: python -m ddfed.cli.reference docs/reference"
 
 
-@pytest.mark.parametrize("recipe", [recipe for _, recipe in builtin()], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", list(of_the_house()), ids=lambda r: r.name)
 def test_every_method_of_the_house_says_what_its_page_needs(recipe):
     missing = unsaid(recipe)
     assert not missing, f"recipe {recipe.name!r} ({recipe.family}) lacks {', '.join(missing)}; all must have {MUST_SAY}"

@@ -63,6 +63,8 @@ def test_unknown_name_and_options_of_no_use_are_told(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, facts in DATASETS.items() if facts["files"]])
 def test_missing_files_say_what_is_expected_where(name, tmp_path):
+    for module in DATASETS[name]["modules"]:
+        pytest.importorskip(module)
     with pytest.raises(MissingDataError, match="no folder was given"):
         load(name, None, {})
     with pytest.raises(MissingDataError, match=f"graph/{name}'.* does not exist"):

@@ -48,3 +48,11 @@ PARTS: dict[str, Any] = {
 }
 CHOSEN = "ours, chosen on validation nodes"
 BY_VALIDATION = "the iterate is chosen by validation nodes, as the papers do, but never by test nodes"
+#: Of the pool whose networks are trained on the real graph, for two cores.
+EXPERTS: dict[str, Any] = {
+    "buffer": "",
+    "experts": 5,
+    "span": 4,
+    "max_start": 4,
+    "make": {"epochs": 40, "batch": 256, "lr": 0.4, "weight_decay": 5e-4, "passes": 10},
+}

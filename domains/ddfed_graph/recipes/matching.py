@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from ddfed.recipes.base import Preset, Recipe, laptop
-from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, OURS, QUOTED, RERUN, figures, graph_recipe
+from ddfed_graph.recipes.base import (
+    BY_VALIDATION,
+    CHOSEN,
+    EXPERTS,
+    GCOND_PAPER,
+    OURS,
+    QUOTED,
+    RERUN,
+    figures,
+    graph_recipe,
+)
 
 _DOSCOND = "Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022"
 _GCDM = "Liu et al., Graph Condensation via Receptive Field Distribution Matching, 2022"
@@ -32,7 +42,7 @@ _GCOND_PARTS: dict[str, Any] = {
     "pool_options": _GCOND_POOL,
     "lr": 1e-4,
     "steps": 2000,
-    "keep": {"every": 100, "epochs": 200},
+    "keep": {"every": 200, "epochs": 200},
 }
 _PGE = {"store": "pge", "store_options": {"structure_lr": 1e-3, "turns": [200, 800]}}
 _DIGITS_GM = laptop("graph", steps=300, lr=1e-2, pool_options={"length": 10, "epochs": 5}, keep={"every": 100})
@@ -246,19 +256,12 @@ GCDM_X = graph_recipe(
 
 # --- trajectories ------------------------------------------------------------------------------------------------
 
-_EXPERTS = {
-    "buffer": "",
-    "experts": 5,
-    "span": 4,
-    "max_start": 4,
-    "make": {"epochs": 40, "batch": 256, "lr": 0.4, "weight_decay": 5e-4, "passes": 10},
-}
 _TRAJECTORY: dict[str, Any] = {
     "network": "gcn-p0",
     "objective": "trajectory",
     "objective_options": {"steps": 30, "lr": 0.5, "lr_lr": 1e-6, "lr_momentum": 0.5},
     "pool": "X",
-    "pool_options": _EXPERTS,
+    "pool_options": EXPERTS,
     "init": "kcenter-a2x",
     "init_options": {"hops": 0},
     "lr": 1e-3,
@@ -310,7 +313,7 @@ GEOM = graph_recipe(
         **_TRAJECTORY,
         "labels": "logits",
         "label_lr": 5e-5,
-        "pool_options": {**_EXPERTS, "max_start": 12, "grow": [4, 200]},
+        "pool_options": {**EXPERTS, "max_start": 12, "grow": [4, 200]},
     },
     idea=(
         "Early stretches of a training teach what is easy, later ones what is hard. The window of starts grows as "

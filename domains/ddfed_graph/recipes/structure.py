@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ddfed.recipes.base import Preset, laptop
-from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, GCOND_PAPER, QUOTED, RERUN, figures, graph_recipe
+from ddfed_graph.recipes.base import BY_VALIDATION, CHOSEN, EXPERTS, GCOND_PAPER, graph_recipe
 
 _CGC = (
     "Gao et al., Rethinking and Accelerating Graph Condensation: A Training-Free Approach with Class Partition, "
@@ -102,4 +100,111 @@ AVERAGING = graph_recipe(
     cost="None.",
     fails="More than one node a class repeats it. The mean of propagated features (mean-a2x) costs as little.",
     needs=("raw records",),
+)
+
+# --- spectra -----------------------------------------------------------------------------------------------------
+
+GDEM = graph_recipe(
+    "gdem",
+    "moments",
+    "match features along the eigenvectors of the graph, with its eigenvalues as they are",
+    "Liu, Bo and Shi, Graph Distillation with Eigenbasis Matching, ICML 2024",
+    {
+        "objective": "spectrum",
+        "store": "eigenbasis",
+        "store_options": {"turns": [10, 15], "structure_lr": 5e-4},
+        "init": "eigenbasis",
+        "pool": "R",
+        "lr": 1e-3,
+        "steps": 300,
+        "keep": {"every": 25, "epochs": 200},
+    },
+    idea=(
+        "Which network judges a condensed graph decides which spectrum it gets. GDEM asks none: the eigenvalues of the "
+        "real graph are kept, and eigenvectors and features are learned so that features along each eigenvector span "
+        "what the real ones do, smoothed class means agree, and the eigenvectors stay a basis."
+    ),
+    equation=(
+        r"$\alpha \, \mathrm{mean}_k \lVert z_k z_k^T - z'_k z'^T_k \rVert^2 + \beta \, \mathrm{mean} (\bar H "
+        r"\bar H'^T - I)^2 + \gamma \, \mathrm{mean} (U'^T U' - I)^2$, $z_k = u_k^T X / \lVert u_k^T X \rVert$, "
+        r"$A' = I - U' \Lambda U'^T$"
+    ),
+    cost=(
+        "Some eigenpairs of the graph once (a second on Cora); a step then is a few small products, no network and no "
+        "d x d matrix."
+    ),
+    fails=(
+        "A' is dense and signed, and networks that normalise by sums of absolute weights see a much weaker graph. The "
+        "high end of the spectrum hurts them: on Cora 70 % of validation nodes with a fifth of the eigenpairs from "
+        "there, 77 with none, when A' is nearly empty. Attention sees positive edges alone. Look at mean-a2x first."
+    ),
+    needs=("raw records",),
+    presets=(
+        Preset(
+            {
+                "lr": 1e-4,
+                "steps": 200,
+                "objective_options": {"low": 1.0},
+                "init_options": {"low": 1.0},
+            },
+            ("cora",),
+            source=CHOSEN,
+        ),
+        laptop("graph", steps=200, keep={"every": 50}),
+    ),
+    departures=(
+        BY_VALIDATION,
+        "features start as those of random nodes, not as rows distilled for an MLP",
+        "the released A' is divided by the roots of its diagonal and normalised by every network; the paper's networks "
+        "take I - U' L U'^T itself as propagation",
+        "outer products are summed over features, not averaged, hence other weights of the terms",
+        "class means of training nodes in all components, smoothed by A^ itself; the paper's code fills up from nodes "
+        "whose labels are not for training",
+    ),
+)
+
+# --- self-expression ---------------------------------------------------------------------------------------------
+
+GCSR = graph_recipe(
+    "gcsr",
+    "trajectory",
+    "follow networks that were trained on the graph, with an adjacency in closed form of the condensed features",
+    "Liu et al., Graph Data Condensation via Self-expressive Graph Structure Reconstruction, KDD 2024",
+    {
+        "objective": "trajectory",
+        "objective_options": {"steps": 5, "lr": 0.5, "lr_lr": 1e-6, "lr_momentum": 0.5},
+        "store": "self-expressive",
+        "store_options": {"alpha": 0.1},
+        "pool": "X",
+        "pool_options": EXPERTS,
+        "init": "self-expressive",
+        "lr": 1e-4,
+        "steps": 60,
+        "keep": {"every": 20, "epochs": 200},
+    },
+    idea=(
+        "Nodes are linked as far as they express each other's features, and as often as their classes are linked in "
+        "the real graph. That is a ridge regression with one solution, so the adjacency needs no parameters: features "
+        "are learned through it, by following networks that were trained on the real graph."
+    ),
+    equation=(
+        r"$A' = \mathrm{sym} \lvert (X' X'^T + \alpha I)^{-1} (X' X'^T + \alpha P) \rvert$, "
+        r"$\min_{X'} \lVert \hat\theta_{t+N} - \theta^*_{t+M} \rVert^2 / "
+        r"\lVert \theta^*_t - \theta^*_{t+M} \rVert^2$"
+    ),
+    cost="Experts come first, as for sfgc; a step is N steps of training on the condensed graph and the same back.",
+    fails=(
+        "P is counted on edges between training nodes, of which there may be none: set init_options.prior = 'cosine', "
+        "or take another method. The step size decides, as for all methods that move row-normalised features."
+    ),
+    needs=("second order", "raw records"),
+    expense="high",
+    presets=(laptop("graph", steps=60, lr=1e-3),),
+    departures=(
+        BY_VALIDATION,
+        "P is fixed and scaled to a largest entry of 1; the paper moves P and a second prior by moving averages of "
+        "past adjacencies",
+        "the weight of P is in units of the features' squared length",
+        "five experts of 40 passes of ten epochs; few steps, with a larger step size of the features than the paper's",
+    ),
 )

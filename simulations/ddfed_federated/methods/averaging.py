@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import FederationError
-from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import isolated
-from ddfed.store import HardLabels
-from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientState,
+    FederatedMethod,
+    ServerContext,
+    ServerState,
+    train_on_records,
+)
 from ddfed_federated.methods.presets import DEFAULTS, PRESETS
 from ddfed_federated.settings import LocalSettings
 
@@ -90,28 +95,13 @@ class AveragingMethod(FederatedMethod):
         mu = local.proximal_mu if self.proximal else 0.0
         anchor = [p.detach().clone() for p in net.parameters()]
 
-        def loss(logits: Tensor, targets: Tensor) -> Tensor:
-            rows = HardLabels.loss(logits, targets)
-            if not mu:
-                return rows
+        def pull() -> Tensor:
             # Squared norm over all parameters, as in the paper (Li et al. 2020, equation 2).
-            pull = sum((p - a).square().sum() for p, a in zip(net.parameters(), anchor))
-            return rows + 0.5 * mu * pull
+            apart = [(p - a).square().sum() for p, a in zip(net.parameters(), anchor)]
+            return 0.5 * mu * torch.stack(apart).sum()
 
-        def rows(index: Tensor) -> tuple[Tensor, Tensor]:
-            batch = data.batch(index)
-            return batch.inputs.to(context.device), batch.classes.to(context.device)
-
-        protocol = Protocol(
-            name="local",
-            epochs=local.epochs,
-            lr=local.lr,
-            momentum=local.momentum,
-            weight_decay=local.weight_decay,
-            batch=local.batch,
-            drops=(),
-        )
-        train(net, rows, len(data), loss, protocol, None, context.streams.child("local", number))
+        streams = context.streams.child("local", number)
+        train_on_records(net, data, local, streams, context.device, pull=pull if mu else None)
         weights = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
         return Release(context.client, number, "weights", weights, examples=len(data)), state
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddfed.data import Task
+from ddfed.data import RealData, Task
+from ddfed.devices import resolve_device
 from ddfed.domain import Domain, Network
+from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
-from ddfed_federated.settings import SimulateSettings
+from ddfed.store import HardLabels
+from ddfed_federated.settings import LocalSettings, SimulateSettings
 
 ClientState = dict[str, Tensor]
 
@@ -55,6 +58,12 @@ class ServerContext:
     task: Task
     streams: Streams
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def of(cls, settings: SimulateSettings, domain: Domain, task: Task) -> ServerContext:
+        """That of a run: streams do not name the method, so every method starts from the same global network."""
+        streams = Streams(settings.run.seed).child("server side")
+        return cls(settings, domain, task, streams, resolve_device(settings.run.device))
 
     def network(self) -> Network:
         """The global network, initialised from the run's seed."""
@@ -121,3 +130,47 @@ class FederatedMethod(ABC):
     def broadcast(self, state: ServerState) -> Broadcast:
         """What is sent to every client of the round after ``state.round``."""
         return Broadcast(round=state.round + 1, weights=state.weights)
+
+
+def train_on_records(
+    net: Network,
+    data: RealData,
+    local: LocalSettings,
+    streams: Streams,
+    device: torch.device,
+    *,
+    epochs: int | None = None,
+    pull: Callable[[], Tensor] | None = None,
+) -> Network:
+    """Train a network in place as clients of averaging methods train theirs.
+
+    Args:
+        net: on its device.
+        data: real rows, at least one.
+        local: how.
+        streams: order and the network's own randomness (dropout) hang below these.
+        device: that of the network.
+        epochs: in place of those of ``local``.
+        pull: what is added to the loss of every row, scalar; None for nothing.
+    """
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        rows = HardLabels.loss(logits, targets)
+        return rows if pull is None else rows + pull()
+
+    def rows(index: Tensor) -> tuple[Tensor, Tensor]:
+        batch = data.batch(index)
+        return batch.inputs.to(device), batch.classes.to(device)
+
+    protocol = Protocol(
+        name="local",
+        epochs=local.epochs if epochs is None else epochs,
+        lr=local.lr,
+        momentum=local.momentum,
+        weight_decay=local.weight_decay,
+        batch=local.batch,
+        optimizer=local.optimizer,
+        drops=(),
+    )
+    with isolated(streams.seed("noise")):
+        return train(net, rows, len(data), loss, protocol, None, streams)

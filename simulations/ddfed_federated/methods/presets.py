@@ -44,11 +44,13 @@ PRESETS = (
         },
         ("digits",),
         source="examples/sweep_digits.py",
+        domains=("image",),
     ),
     Preset(
         {"distill": {"steps": 100}, "server": {"epochs": 300}, "federation": {"rounds": 4}},
         ("digits",),
         (1,),
         source="examples/sweep_digits.py",
+        domains=("image",),
     ),
 )

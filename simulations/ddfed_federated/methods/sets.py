@@ -25,6 +25,7 @@ from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
+from ddfed.seeds import isolated
 from ddfed.store import HardLabels
 from ddfed_federated.methods.base import ClientContext, ClientState, FederatedMethod, ServerContext, ServerState
 from ddfed_federated.methods.presets import DEFAULTS, PRESETS
@@ -107,15 +108,17 @@ class SetMethod(FederatedMethod):
         def loss(logits: Tensor, rows: Tensor) -> Tensor:
             return weight[rows] * HardLabels.loss(logits, y[rows])
 
-        train(
-            net,
-            lambda rows: (x[rows], rows.to(context.device)),
-            len(y),
-            loss,
-            server_protocol(context.settings),
-            context.domain.augmentation(settings.augment, context.task.info),
-            context.streams.child("server", state.round + 1),
-        )
+        streams = context.streams.child("server", state.round + 1)
+        with isolated(streams.seed("noise")):  # a network's own randomness, such as dropout
+            train(
+                net,
+                lambda rows: (x[rows], rows.to(context.device)),
+                len(y),
+                loss,
+                server_protocol(context.settings),
+                context.domain.augmentation(settings.augment, context.task.info),
+                streams,
+            )
         weights = {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
         return ServerState(state.round + 1, weights, {"sets": past})
 
@@ -130,6 +133,7 @@ def server_protocol(settings: SimulateSettings) -> Protocol:
         momentum=server.momentum,
         weight_decay=server.weight_decay,
         batch=server.batch,
+        optimizer=server.optimizer,
         augment=server.augment,
         drops=(),
     )
