@@ -30,9 +30,12 @@ from ddfed.testing import DomainCase, RecipeCase, StoreCase, TwinDomain, checks,
 INFO = twin_task().info
 TWIN = DomainCase(TwinDomain(), "blobs", networks=("small", "wide", "maps", "norms"), reference=95.0)
 
-#: Of recipes for one modality: the case they are run on, made where its packages are installed.
+#: Of recipes for one modality, or by name: the case they are run on, made where its packages are installed.
 CASES: dict[str, Callable[[], DomainCase]] = {
     "graph": lambda: DomainCase(registry().load("domain", "graph")(), "digits", networks=("sgc",), protocol="E-gcn"),
+    "doscond-graphs": lambda: DomainCase(
+        registry().load("domain", "graph")(), "digit-graphs", networks=("gcn-d2-w8",), protocol="E-graphs"
+    ),
 }
 
 #: Of the gradient family: pools that train little, and what the recipes say of the engine.
@@ -207,7 +210,8 @@ def _case(domain: str) -> DomainCase:
 
 def _recipe_case(name: str) -> RecipeCase:
     recipe = registry().load("recipe", name)
-    return RecipeCase(recipe, _case(*recipe.domains[:1] or ("",)), **_small(name))
+    where = name if name in CASES else next(iter(recipe.domains), "")
+    return RecipeCase(recipe, _case(where), **_small(name))
 
 
 #: recipe -> the pip line of what it needs and is not installed
