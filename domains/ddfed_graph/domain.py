@@ -29,11 +29,11 @@ _THRESHOLD = 1e-6
 class GraphDomain(Domain):
     """Nodes of a graph as feature vectors (d,), seen in the graph they belong to; or whole graphs, see `sets`.
 
-    A row of real data is a node with all that surrounds it (`Nodes`), so rows are not independent. Condensed nodes are
-    rows (k, d) without structure, or (k, d + k) with the adjacency among them.
+    A row of real data is a node with all that surrounds it (`Nodes`), so rows are not independent. Condensed nodes
+    are rows (k, d) without structure, or (k, d + k) with the adjacency among them.
 
-    Options of `load`: for a set of graphs those of `ddfed_graph.sets.load`; else those of `ddfed_graph.datasets.load`,
-    and
+    Options of `load`: for a set of graphs those of `ddfed_graph.sets.load`; else those of
+    `ddfed_graph.datasets.load`, and
         fanouts: neighbours drawn of a node at each hop, such as [10, 5], for graphs too large to be seen whole.
     """
 

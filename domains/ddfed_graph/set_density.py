@@ -16,8 +16,8 @@ from ddfed_graph.sets import densities, is_set, unpack
 class Density(Objective):
     """relu(mean density of the condensed graphs - that of the real ones).
 
-    The density is the weight of the links in parts of the pairs of nodes. The real one is the mean over classes; it is
-    asked for once, as a sum over all real graphs of the judged classes.
+    The density is the weight of the links in parts of the pairs of nodes. The real one is the mean over classes; it
+    is asked for once, as a sum over all real graphs of the judged classes.
 
     Source: Jin et al., Condensing Graphs via One-Step Gradient Matching, KDD 2022, section 3.2, where it is added to
     the matching loss. Departure: pairs are those of nodes that are there, not of all places.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 THRESHOLD = 1e-6
 TENSORS, ARRAYS, GRAPHS = "graphs.safetensors", "graphs.npz", "graphs.csv"
 SIDE, DOTS = 1.7, 120  # of a panel in inches, dots an inch
+ABREAST = 6  # panels that stand in a row even where classes have fewer graphs
 
 
 class _One(NamedTuple):
@@ -72,8 +73,8 @@ def facts(graphs: Graphs, y: Tensor, real: RealData) -> dict[str, Any]:
 def _counted(graphs: Graphs) -> Tensor:
     """Sums over graphs of nodes, links, densities and bytes, (4,) float64.
 
-    Bytes when only what is not zero is stored: 16 bits of index and 4 bytes of value a feature, two indices of 16 bits
-    a link, and 4 bytes more where its weight is not 1.
+    Bytes when only what is not zero is stored: 16 bits of index and 4 bytes of value a feature, two indices of 16
+    bits a link, and 4 bytes more where its weight is not 1.
     """
     there, links = graphs.present >= 0.5, graphs.adjacency.triu(1) > THRESHOLD
     weighted = links & (graphs.adjacency != 1)
@@ -85,7 +86,7 @@ def _counted(graphs: Graphs) -> Tensor:
 
 
 def draw(graphs: Graphs, y: Tensor, classes: tuple[str, ...], path: Path, per_class: int = 10) -> Path:
-    """Write one PNG: a row for each class, in it its graphs by springs; links are as opaque as they are heavy.
+    """Write one PNG: class by class the graphs by springs; links are as opaque as they are heavy.
 
     Nodes are as large as their first feature is, of those of all graphs that are drawn.
 
@@ -108,14 +109,17 @@ def draw(graphs: Graphs, y: Tensor, classes: tuple[str, ...], path: Path, per_cl
         raise DataError("a drawing needs at least one graph")
     held = y.unique().tolist()
     rows = [torch.nonzero(y == label).flatten()[:per_class].tolist() for label in held]
-    wide, ones, shades = max(map(len, rows)), single(graphs), class_colours(len(classes))
+    longest, ones, shades = max(map(len, rows)), single(graphs), class_colours(len(classes))
+    # Classes of few graphs stand side by side.
+    beside = min(len(held), max(1, ABREAST // longest))
+    wide, high = beside * longest, -(-len(held) // beside)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        figure = Figure(figsize=(SIDE * wide + 0.4, (SIDE + 0.25) * len(held)), dpi=DOTS, layout="constrained")
+        figure = Figure(figsize=(SIDE * wide + 0.4, (SIDE + 0.25) * high), dpi=DOTS, layout="constrained")
         FigureCanvasAgg(figure)
         for row, (label, items) in enumerate(zip(held, rows)):
             for column, item in enumerate(items):
-                axes = figure.add_subplot(len(held), wide, row * wide + column + 1)
+                axes = figure.add_subplot(high, wide, row * longest + column + 1)
                 one = ones[item]
                 links = weighted_edges(one.adjacency, THRESHOLD)[0].shape[1] // 2
                 _drawn(axes, one, shades[label])
@@ -151,8 +155,8 @@ def write(
 
     Args:
         fmt: ``pyg``: one file of tensors that `load_pyg` makes a list of PyTorch Geometric `Data` of. ``npz``: arrays
-            x (graphs, m, d), adjacency (graphs, m, m), present (graphs, m), y and classes. ``graphml``: a file for each
-            graph. ``csv``: ``graphs.csv``, ``nodes.csv``, ``edges.csv`` and ``classes.csv``.
+            x (graphs, m, d), adjacency (graphs, m, m), present (graphs, m), y and classes. ``graphml``: a file for
+            each graph. ``csv``: ``graphs.csv``, ``nodes.csv``, ``edges.csv`` and ``classes.csv``.
         folder: made if absent.
         graphs: of the set.
         y: their classes.

@@ -1,7 +1,7 @@
 """Networks that give a graph its class: GCN, GIN, and an MLP that sees no links; all average over the nodes.
 
-They take rows as `ddfed_graph.sets` has them, learned ones included: links of any weight in [0, 1], and nodes that are
-there in part. Layers and their first weights are those of `ddfed_graph.models`.
+They take rows as `ddfed_graph.sets` has them, learned ones included: links of any weight in [0, 1], and nodes that
+are there in part. Layers and their first weights are those of `ddfed_graph.models`.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class GraphItems(Store):
 class SampledGraphs(GraphItems):
     """As ``graphs``, with links drawn anew at every step: sigmoid((log u - log(1 - u) + Omega) / t), u uniform.
 
-    This is the binary concrete distribution; what is released is its mode. The temperature is constant: a store is not
-    told which step it is.
+    This is the binary concrete distribution; what is released is its mode. The temperature is constant: a store is
+    not told which step it is.
     """
 
     name = "sampled-graphs"

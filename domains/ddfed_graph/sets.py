@@ -80,8 +80,8 @@ def width(info: TaskInfo) -> int:
     """
     if not is_set(info) or info.shape[1] < info.shape[0] + 2:
         raise ConfigError(
-            f"a graph is an item of shape (m, 1 + features + m), and {info.dataset!r} has {info.shape}. Load a set of "
-            f"graphs: {one_of(SETS)}."
+            f"a graph is an item of shape (m, 1 + features + m), and {info.dataset!r} has {info.shape}. Load a set "
+            f"of graphs: {one_of(SETS)}."
         )
     return info.shape[1] - info.shape[0] - 1
 

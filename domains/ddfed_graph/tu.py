@@ -1,7 +1,7 @@
 """Sets of graphs in the text files of the TU collection. Nothing is downloaded, and nothing is written beside them.
 
-NAME_A.txt has a line for each edge, the numbers of two nodes; NAME_graph_indicator.txt one for each node, the number of
-its graph; NAME_graph_labels.txt one for each graph, its class; NAME_node_labels.txt and NAME_node_attributes.txt one
+NAME_A.txt has a line for each edge, the numbers of two nodes; NAME_graph_indicator.txt one for each node, the number
+of its graph; NAME_graph_labels.txt one for each graph, its class; NAME_node_labels.txt and NAME_node_attributes.txt one
 for each node. Numbers begin at 1. Labels and attributes of edges are not read: the networks have no use for them.
 
 Source: Morris et al., TUDataset: A collection of benchmark datasets for learning with graphs, 2020.

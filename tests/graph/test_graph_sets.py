@@ -439,7 +439,8 @@ class _Sets(GraphDomain):
 def _digits() -> list[DomainCase]:
     if importlib.util.find_spec("sklearn") is None:
         return []
-    return [DomainCase(_Sets(), "digit-graphs", networks=("gcn", "gin-d2-w16", "mlp-w32"), protocol="E-graphs")]
+    # Without gin: difference quotients of the check meet its kinks at places without a node; see the test above.
+    return [DomainCase(_Sets(), "digit-graphs", networks=("gcn", "mlp-w32"), protocol="E-graphs")]
 
 
 @parametrize_with_checks(_digits())

@@ -37,12 +37,12 @@ DOSCOND_GRAPHS: Recipe = graph_recipe(
     ),
     equation=(
         r"$\min_{X, \Omega} E_\theta \sum_c \lVert \nabla_\theta \ell_c(\mathcal{G}) - "
-        r"\nabla_\theta \ell_c(\sigma(\Omega / t), X) \rVert^2 + \beta \max(0, \overline{\sigma(\Omega / t)} - \rho)$ "
-        r"with $\rho$ the density of the real graphs"
+        r"\nabla_\theta \ell_c(\sigma(\Omega / t), X) \rVert^2 + \beta \max(0, \overline{\sigma(\Omega / t)} - \rho)$"
+        r" with $\rho$ the density of the real graphs"
     ),
     cost=(
-        "A step is a forward and backward pass of 128 real graphs of each class, and of the set twice. Rows are dense, "
-        "so it grows with the square of the largest graph that is kept (data.options.max_nodes)."
+        "A step is a forward and backward pass of 128 real graphs of each class, and of the set twice. Rows are "
+        "dense, so it grows with the square of the largest graph that is kept (data.options.max_nodes)."
     ),
     fails=(
         "Large graphs: those above max_nodes are left out. With tens of graphs a class random ones do nearly as well."
@@ -61,8 +61,8 @@ DOSCOND_GRAPHS: Recipe = graph_recipe(
         ),
     ),
     departures=(
-        "links are the sigmoid of their logits at every step; store 'sampled-graphs' draws them as the paper does, at "
-        "a constant temperature, as a store is not told which step it is (the paper's falls to .01 in 200 steps)",
+        "links are the sigmoid of their logits at every step; store 'sampled-graphs' draws them as the paper does, "
+        "at a constant temperature, as a store is not told which step it is (the paper's falls to .01 in 200 steps)",
         "step sizes stay as they are, the paper's fall to a tenth at step 400",
         "the density counts pairs of nodes that are there",
         "real graphs are dense rows, and those above max_nodes are left out and counted",
