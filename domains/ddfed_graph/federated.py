@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ddfed.recipes.base import Preset
 
-#: Clients are few labelled nodes each, and items are seen without edges: they start from real nodes after two rounds of
-#: averaging. The sets of all rounds are trained on together, for those that are made around a trained network alone lose
-#: what the first ones had (from 73 % to 63 % on validation nodes of Cora).
+#: Clients are few labelled nodes each, and items are seen without edges: they start from real nodes after two rounds
+#: of averaging. The sets of all rounds are trained on together, for those that are made around a trained network alone
+#: lose what the first ones had (from 73 % to 63 % on validation nodes of Cora).
 FEDERATED = (
     Preset(
         {
