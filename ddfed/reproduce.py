@@ -195,7 +195,7 @@ def _in_recipe(settings: DistillSettings, origin: str, exactly: bool) -> list[Pu
     whole = protocol if settings.evaluate.epochs is None else f"{protocol} ({settings.evaluate.epochs} epochs)"
     return [
         p
-        for p in registry().load("recipe", settings.method, origin).published
+        for p in registry().get("recipe", settings.method, origin).read().published
         if (p.dataset, p.ipc) == (settings.data.dataset, settings.distill.ipc)
         and (p.protocol == whole if exactly else p.protocol.partition(" (")[0] == protocol)
     ]

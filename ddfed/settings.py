@@ -314,7 +314,8 @@ def recipe_layers(method: str, origin: str, layers: Sequence[Layer], section: st
     Raises:
         ConfigError: the recipe is not for the modality that is asked for.
     """
-    recipe = registry().load("recipe", method, origin)
+    # A recipe can be told without the packages that its modality needs; who loads the data asks for them.
+    recipe = registry().get("recipe", method, origin).read()
     below = [Layer(f"recipe {method}", {section: dict(recipe.defaults)})]
     if recipe.domains:
         below.append(Layer(f"recipe {method}", {"data": {"domain": recipe.domains[0]}}))
