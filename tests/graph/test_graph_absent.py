@@ -77,7 +77,7 @@ def test_pages_of_methods_are_made(python):
     ("words", "what"),
     [
         (["--domain", "graph", "--dataset", "digits", "--method", "dm"], "domain 'graph'"),
-        (["--domain", "graph", "--method", "gcond"], "recipe 'gcond'"),
+        (["--domain", "graph", "--method", "gcond"], "domain 'graph'"),
     ],
 )
 def test_distilling_says_what_to_install(ddfed, words, what):
