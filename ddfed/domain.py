@@ -175,6 +175,10 @@ class Domain(ABC):
         """The rows that stand beside a result of this task unless somebody says otherwise."""
         return self.baselines
 
+    def coupling(self, info: TaskInfo) -> str:
+        """Why a gradient of one row of this task is not of one record alone, and what to do instead; empty if it is."""
+        return "" if self.capabilities.independent_rows else "its rows influence each other"
+
     def facts(self, syn: SyntheticSet, task: Task) -> dict[str, Any]:
         """What people of this modality want to know of a set beside its accuracy, JSON values; for summaries."""
         return {}
@@ -196,22 +200,18 @@ class Domain(ABC):
                 )
 
 
-def check_per_example(domain: Domain, network: Network) -> None:
+def check_per_example(domain: Domain, info: TaskInfo, network: Network) -> None:
     """Refuse clipping of per-example gradients where a gradient is not of one example alone.
 
     The bound of differential privacy then fails silently: clipping row i does not bound what record j does to the sum.
     To be called by whoever clips, before anything is asked of the gate.
 
     Raises:
-        ConfigError: the domain's rows are coupled, or the network mixes them; says what to do instead.
+        ConfigError: the task's rows are coupled, or the network mixes them; says what to do instead.
     """
-    if not domain.capabilities.independent_rows:
-        raise ConfigError(
-            f"per-example clipping is invalid for domain {domain.name!r}: its rows are coupled, and with K rounds of "
-            f"message passing one node influences the gradients of all nodes up to K hops away, so clipping each of "
-            f"them does not bound what one node does. Add noise to the class sums of propagated features instead, "
-            f"with their rows and the degrees of nodes bounded."
-        )
+    why = domain.coupling(info)
+    if why:
+        raise ConfigError(f"per-example clipping is invalid for {info.dataset!r} of domain {domain.name!r}: {why}")
     if network.mixes_rows:
         raise ConfigError(
             "per-example clipping is invalid for a network that mixes rows (BatchNorm): each row influences the "

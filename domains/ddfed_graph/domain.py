@@ -86,6 +86,16 @@ class GraphDomain(Domain):
     def default_baselines(self, info: TaskInfo) -> tuple[str, ...]:
         return ("random", "full") if sets.is_set(info) else self.baselines
 
+    def coupling(self, info: TaskInfo) -> str:
+        """Nodes are seen through their neighbours; whole graphs are records of their own."""
+        if sets.is_set(info):
+            return ""
+        return (
+            "its rows are coupled, and with K rounds of message passing one node influences the gradients of all nodes "
+            "up to K hops away, so clipping each of them does not bound what one node does. Add noise to the class "
+            "sums of propagated features instead, with their rows and the degrees of nodes bounded."
+        )
+
     def augmentation(self, name: str, info: TaskInfo) -> Augmentation | None:
         self.check_name("augmentation", name, self.augmentations)
         return None

@@ -13,7 +13,7 @@ from ddfed.data import Task
 from ddfed.domain import Network, check_per_example
 from ddfed.errors import ConfigError
 from ddfed.runs import RunFolder
-from ddfed.testing import TwinDomain
+from ddfed.testing import TwinDomain, twin_task
 from ddfed_federated.measures import kept_ties
 from ddfed_federated.partition import Partition, divide
 from ddfed_federated.partition import iid as iid_scheme
@@ -200,13 +200,17 @@ def test_clipping_per_example_is_refused_where_rows_are_coupled():
     pytest.importorskip("torch_geometric")
     from ddfed_graph.domain import GraphDomain
 
+    domain = GraphDomain()
+    nodes, graphs = (domain.load(name, None, {}).info for name in ("digits", "digit-graphs"))
     with pytest.raises(ConfigError, match="K hops away.*class sums of propagated features"):
-        check_per_example(GraphDomain(), Network())
-    check_per_example(TwinDomain(), Network())
+        check_per_example(domain, nodes, Network())
+    check_per_example(domain, graphs, Network())  # whole graphs are records of their own
+    blobs = twin_task().info
+    check_per_example(TwinDomain(), blobs, Network())
     mixing = Network()
     mixing.mixes_rows = True
     with pytest.raises(ConfigError, match="mixes rows"):
-        check_per_example(TwinDomain(), mixing)
+        check_per_example(TwinDomain(), blobs, mixing)
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
