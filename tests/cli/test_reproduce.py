@@ -342,9 +342,11 @@ def test_a_plugin_brings_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", registry().names("recipe"))
 def test_methods_are_shown_whole_and_narrow(name):
     shown = run("methods", "show", name)
-    recipe = registry().load("recipe", name)
+    component = registry().get("recipe", name)
+    recipe = component.read()
     assert shown.exit_code == 0
-    assert shown.stdout.rstrip("\n") == told(recipe)
+    absent = f"{', '.join(component.missing)} ({component.pip_line})" if component.missing else ""
+    assert shown.stdout.rstrip("\n") == told(recipe, absent=absent)
     assert [line for line in shown.stdout.splitlines() if len(line) > 100 and " " in line.strip()] == []
     flat = " ".join(shown.stdout.split())
     assert recipe.name in flat

@@ -452,6 +452,7 @@ def test_domain(subject, check):
 
 
 def test_the_recipe_is_found_and_a_run_is_checked_beforehand():
+    pytest.importorskip("torch_geometric")
     assert registry().load("recipe", "doscond-graphs").defaults["store"] == "graphs"
     values = {"method": "doscond-graphs", "data": {"domain": "graph", "dataset": "digit-graphs"}}
     check_distill(resolve_distill([Layer("test", values)]).settings)
@@ -463,6 +464,7 @@ MARGIN = 0.05
 
 @pytest.mark.slow
 def test_condensed_graphs_beat_random_ones():
+    pytest.importorskip("torch_geometric")
     pytest.importorskip("sklearn")
     torch.set_num_threads(1)
     values = {"method": "doscond-graphs", "data": {"domain": "graph", "dataset": "digit-graphs"}}
