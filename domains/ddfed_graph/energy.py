@@ -74,7 +74,8 @@ class Transport:
 
     Args:
         cost: the distance.
-        slope: its derivative in the place of each atom per mass, 2 (x - mean of where it goes), (k,).
+        slope: its derivative in the place of each atom per mass, 2 (x - mean of where it goes), (k,). Atoms at one
+            place move together: apart they make a kink, of which this is a supergradient.
         potential: its derivative in the mass of each atom, up to a constant, (k,).
     """
 
@@ -93,8 +94,11 @@ def transport(own: Masses, other: Masses) -> Transport:
     moved = other.integral(ends).diff()
     cost = own.square - 2 * (own.at * moved).sum() + other.square
     border = other.quantile(ends[1:])
-    # An atom without mass goes nowhere; its limit is the quantile at its border.
-    goal = torch.where(own.mass > 1e-12, moved / own.mass.clamp(min=1e-12), border)
+    # Atoms at one place go to the same places, as they may: which goes where would hang on the choice of eigenvectors.
+    place = torch.cat([ends.new_zeros(1, dtype=torch.int64), (own.at.diff() > _CLOSE).cumsum(0)])
+    mass, goal = (torch.zeros_like(part).index_add(0, place, part)[place] for part in (own.mass, moved))
+    # A place without mass goes nowhere; its limit is the quantile at its border.
+    goal = torch.where(mass > 1e-12, goal / mass.clamp(min=1e-12), border)
     steps = own.at.diff() * (own.at[1:] + own.at[:-1] - 2 * border[:-1])
     potential = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
     return Transport(cost, 2 * (own.at - goal), potential)
@@ -173,7 +177,7 @@ def to_real(adjacency: Tensor, x: Tensor, real: Masses) -> Tensor:
         gap = own.at[:, None] - own.at
         near = gap.abs() < _CLOSE
         quotient = (found.potential[:, None] - found.potential) / torch.where(near, 1.0, gap)
-        quotient = torch.where(near, (found.slope[:, None] + found.slope) / 2, quotient)
+        quotient = torch.where(near, found.slope[:, None], quotient)
         gradient = vectors @ (energy * quotient) @ vectors.T
     # L' = I - A^': a linear function with the right value and derivative.
     linear = -(gradient * symmetric_normalised(a)).sum()

@@ -215,7 +215,8 @@ SGDD = graph_recipe(
         _GM_EQUATION + r" $+ \alpha W_2^2(\mu_{A, X}, \mu_{A', X'})$, $\mu_{A, X} = \sum_k "
         r"(\lVert u_k^T X \rVert^2 / \lVert X \rVert^2) \, \delta_{\lambda_k}$, $A' = \mathrm{GEN}(Z, X', Y')$"
     ),
-    cost=_GM_COST + " The real distribution takes a second on Cora, once; the term one decomposition of n' x n' a step.",
+    cost=_GM_COST
+    + " The real distribution takes a second on Cora, once; the term one decomposition of n' x n' a step.",
     fails=_GM_FAILS,
     needs=("second order", "raw records"),
     expense="high",
