@@ -202,7 +202,7 @@ SGDD = graph_recipe(
         **_GCOND_PARTS,
         "store": "graphon",
         "store_options": {"structure_lr": 1e-3, "turns": [200, 800]},
-        "steps": 800,
+        "steps": 600,
         "keep": {"every": 100, "epochs": 200},
         "terms": [{"objective": "laplacian-energy", "weight": 1.0}],
     },
@@ -236,7 +236,7 @@ SGDD = graph_recipe(
         "signals on nodes and a learned plan; the whole real graph instead of a sample of its nodes",
         "the term has a part in every step, the paper's in those of structure",
         "points of the graphon are drawn within the stretch of a class, not an even grid",
-        "800 steps instead of 40,000, structure in the first 200 alone and by 1e-3, as validation nodes choose one of "
+        "600 steps instead of 40,000, structure in the first 200 alone and by 1e-3, as validation nodes choose one of "
         "the first hundreds; no penalty of the adjacency",
     ),
 )
