@@ -17,9 +17,16 @@ _NEEDS: dict[str, Any] = {"extra": "federated", "modules": ("flwr",)}
 @hookimpl
 def ddfed_register(registry: Registry) -> None:
     sets, averaging = "ddfed_federated.methods.sets", "ddfed_federated.methods.averaging"
+    condensed = "ddfed_federated.methods.condensed"
     for name, target, summary, citation, family in (
         ("feddm", f"{sets}:FEDDM", "clients distil around the global weights, the server trains on the union",
          "Xiong et al., CVPR 2023", "sets"),
+        ("fedaf", f"{condensed}:FEDAF", "sets made towards all clients' class-mean logits; no weights go up",
+         "Wang et al., CVPR 2024", "sets"),
+        ("fedlap", f"{condensed}:FEDLAP", "sets that approximate the local loss, trusted within a radius",
+         "Wang et al., PoPETs 2024", "sets"),
+        ("fedd3", f"{condensed}:FEDD3", "one round: sets made by kernel regression or any other engine",
+         "Song et al., IJCNN 2023", "sets"),
         ("random-once", f"{sets}:RANDOM_ONCE", "control: real items of the same budget, chosen once",
          "baseline", "sets"),
         ("random-fresh", f"{sets}:RANDOM_FRESH", "control: real items of the same budget, new in every round",

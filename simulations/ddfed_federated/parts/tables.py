@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,14 @@ from ddfed.data import Batch
 from ddfed.domain import Network
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate, Query
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerPart,
+    ServerState,
+)
 
 
 def per_class(
@@ -76,6 +83,20 @@ class Table:
         return per_class(
             gate, lambda x: self.of(net, x, context), gate.info.num_classes, context, self.name, broadcast.round
         )
+
+
+@dataclass(frozen=True)
+class Keeps(ServerPart):
+    """Keep the clients' tables of a name as one, for what is sent down next.
+
+    How they become one is the method's option ``weighting``; see `pooled`.
+    """
+
+    name: str
+
+    def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
+        tables = [r.statistics[self.name] for r in releases]
+        return replace(state, memory={**state.memory, self.name: pooled(tables, context.options.weighting)})
 
 
 @dataclass(frozen=True)
