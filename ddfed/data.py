@@ -77,6 +77,8 @@ class RealData:
         labels: (rows,) int64 in ``range(info.num_classes)``.
         info: public facts.
         scale: factor from stored to natural values (1/255 for uint8 pixels).
+        groups: (rows,) int64, whose each row is (writer, speaker, site), where the data say so; only equality counts,
+            within a task. Natural partitions go by it. It does not enter `content_hash`.
 
     Raises:
         DataError: no rows, lengths differ, or a label is out of range.
@@ -86,6 +88,7 @@ class RealData:
     labels: Tensor
     info: TaskInfo
     scale: float = 1.0
+    groups: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
@@ -95,6 +98,8 @@ class RealData:
                 f"{self.info.dataset}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
                 f"but there are {self.info.num_classes} classes"
             )
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise DataError(f"{self.info.dataset}: {len(self.labels)} rows but groups {tuple(self.groups.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,7 +118,10 @@ class RealData:
     def subset(self, rows: Tensor | Sequence[int]) -> RealData:
         """The given rows, copied, in the given order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return replace(self, inputs=self.inputs[index], labels=self.labels[index])
+        return replace(self, inputs=self.inputs[index], labels=self.labels[index], groups=self._groups_of(index))
+
+    def _groups_of(self, rows: Tensor) -> Tensor | None:
+        return None if self.groups is None else self.groups[rows]
 
     # What a federation divides among its clients. A domain whose rows are tied to each other says it in its own way.
 

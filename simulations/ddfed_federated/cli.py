@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @experiment_options("Items per class and client.")
-@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity, ...")
+@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, natural, file, ...")
 @click.option(
-    "--alpha", type=float, help="Concentration of the splits dirichlet and quantity (0.5); smaller is more uneven."
+    "--alpha", type=float, help="Concentration of the Dirichlet splits and of quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
 @click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")

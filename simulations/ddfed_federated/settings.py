@@ -61,7 +61,7 @@ class FederationSettings(Settings):
     clients: int = Field(10, ge=1, description="number of clients")
     rounds: int = Field(5, ge=1, description="number of rounds")
     partition: str = Field(
-        "dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, quantity, ..."
+        "dirichlet", description="how the data lie: dirichlet, iid, pathological, shards, natural, file, ..."
     )
     partition_options: dict[str, Any] = Field(
         default_factory=dict,

@@ -52,6 +52,7 @@ def simulate(
     _check_shares(settings, partition)
     check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
+    (folder.path / "partition.json").write_text(partition.to_json(), encoding="utf-8")
     run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
     backend = registry().load("backend", settings.federation.backend, "federation.backend")
     begun = time.perf_counter()
