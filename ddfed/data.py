@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -119,6 +119,27 @@ class RealData:
         """The given rows, copied, in the given order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
         return replace(self, inputs=self.inputs[index], labels=self.labels[index], groups=self._groups_of(index))
+
+    def seen(self, view: Callable[[Tensor], Tensor]) -> RealData:
+        """The same rows as an instrument shows them.
+
+        Args:
+            view: natural values, (rows, *item) float32, to natural values of the same shape.
+
+        Raises:
+            DataError: the view changes the shape or gives values that are not finite, or stored values are no
+                measurements but numbers of things (nodes, words).
+        """
+        if not self.inputs.is_floating_point() and self.scale == 1.0:
+            raise DataError(f"{self.info.dataset}: rows are numbers of things, which no instrument shows otherwise")
+        natural = self.inputs.to(torch.float32) * self.scale
+        natural = view(natural) if len(self) else natural
+        if natural.shape != self.inputs.shape or not bool(torch.isfinite(natural).all()):
+            raise DataError(
+                f"{self.info.dataset}: a view must keep the shape {tuple(self.inputs.shape)} and give finite values; "
+                f"it gave {tuple(natural.shape)}"
+            )
+        return replace(self, inputs=natural, scale=1.0)
 
     def _groups_of(self, rows: Tensor) -> Tensor | None:
         return None if self.groups is None else self.groups[rows]

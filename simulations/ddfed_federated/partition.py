@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -161,31 +161,44 @@ def _count(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
 
 
-def _known_options(scheme: Scheme) -> dict[str, Any]:
+def _known_options(scheme: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(scheme).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _options(scheme: Scheme, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheme's keyword options, defaults filled in.
+def options_of(
+    function: Callable[..., Any],
+    name: str,
+    given: Mapping[str, Any],
+    kind: str = "partition",
+    others: Mapping[str, Callable[..., Any]] = SCHEMES,
+) -> dict[str, Any]:
+    """A function's keyword options, defaults filled in.
+
+    Args:
+        function: a scheme, or another component with keyword options.
+        name: its name.
+        given: options as people set them.
+        kind: what it is, for messages.
+        others: functions of the kind by name, some of which may have the option.
 
     Raises:
-        ConfigError: an option the scheme does not have; the near name is in the message.
+        ConfigError: an option the function does not have; the near name is in the message.
     """
-    parameters = inspect.signature(scheme).parameters.values()
-    known = _known_options(scheme)
+    parameters = inspect.signature(function).parameters.values()
+    known = _known_options(function)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return {**known, **given}
     for option in given:
         if option not in known:
             possible = f"It takes {one_of(known)}." if known else "It takes no options."
-            takers = [other for other, function in SCHEMES.items() if option in _known_options(function)]
+            takers = [other for other, its in others.items() if option in _known_options(its)]
             if takers:
-                possible += f" {option!r} belongs to {one_of(takers)}: choose that partition, or leave it out."
-            raise ConfigError(f"partition {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
+                possible += f" {option!r} belongs to {one_of(takers)}: choose that {kind}, or leave it out."
+            raise ConfigError(f"{kind} {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
     missing = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in given]
     if missing:
-        raise ConfigError(f"partition {name!r} needs {one_of(missing)}")
+        raise ConfigError(f"{kind} {name!r} needs {one_of(missing)}")
     return {**known, **given}
 
 
@@ -222,7 +235,7 @@ def split(
     else:
         raise UnknownNameError(f"unknown partition {scheme!r}.{suggest(scheme, SCHEMES)} Possible: {one_of(SCHEMES)}")
     check_clients(labels, clients)
-    full = _options(function, name, options)
+    full = options_of(function, name, options)
     parts = [np.asarray(part, dtype=np.int64) for part in function(labels, clients, rng, **full)]
     if len(parts) != clients:
         raise ConfigError(f"partition {name!r} made {len(parts)} parts for {clients} clients")
@@ -262,7 +275,7 @@ def divide(
         parts, full = made.parts, dict(made.options)
         units = [part.numpy() for part in data.units_of([torch.from_numpy(part) for part in parts])]
     else:
-        full = _options(scheme, name, options)
+        full = options_of(scheme, name, options)
         units = [np.asarray(part, dtype=np.int64) for part in scheme(task, clients, rng, **full)]
         parts = [data.rows_of(torch.from_numpy(part)).numpy() for part in units]
     if len(units) != clients:

@@ -57,6 +57,7 @@ def ddfed_register(registry: Registry) -> None:
         ("file", "from_file", "a split saved before, such as a run's partition.json"),
     ):
         registry.add("partitioner", name, f"{given}:{target}", summary=summary, sees="task")
+    registry.add("skew", "noise", "ddfed_federated.skew:noise", summary="Gaussian noise that grows with the client")
     registry.add("backend", "inprocess", "ddfed_federated.backends:inprocess",
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
     registry.add("backend", "ray", "ddfed_federated.backends:ray",

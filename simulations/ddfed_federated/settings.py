@@ -68,6 +68,10 @@ class FederationSettings(Settings):
         description="of the partitioner, such as alpha",
         json_schema_extra={"common": ["alpha"]},
     )
+    skew: str = Field(
+        "none", description="what clients' instruments make of their rows: none, noise; of images rotation, blur, ..."
+    )
+    skew_options: dict[str, Any] = Field(default_factory=dict, description="of the skew, such as sigma")
     participation: float = Field(1.0, gt=0, le=1, description="share of the clients asked in each round")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an asked client drops out of a round")
     min_replies: int = Field(1, ge=1, description="a round with fewer valid releases is skipped")
@@ -152,6 +156,8 @@ def _check(settings: SimulateSettings) -> None:
     for baseline in settings.baselines:
         registry().get("federated", baseline, "baselines")
     registry().get("partitioner", federation.partition, "federation.partition")
+    if federation.skew != "none":
+        registry().get("skew", federation.skew, "federation.skew")
     registry().get("backend", federation.backend, "federation.backend")
     codec_name(federation.codec)
     if settings.distill.store != "pixels" or settings.distill.labels != "hard":

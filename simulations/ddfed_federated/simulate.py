@@ -24,6 +24,7 @@ from ddfed_federated.partition import Partition
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
 from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.skew import check_skew, recorded
 from ddfed_federated.worker import load_partition, load_task
 
 
@@ -48,6 +49,7 @@ def simulate(
     keep_memory()
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
+    check_skew(settings, domain, task.info)
     partition = load_partition(settings)
     _check_shares(settings, partition)
     check_references(settings.references, task, partition)
@@ -69,6 +71,7 @@ def check_simulate(settings: SimulateSettings) -> None:
     resolve_device(settings.run.device)
     domain, task = load_task(settings)
     check_parts(settings.distill, domain, task.info)
+    check_skew(settings, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
@@ -185,6 +188,7 @@ class _Run:
                 "scheme": self.partition.scheme,
                 "options": dict(self.partition.options),
                 "hash": self.partition.hash,
+                "skew": recorded(self.settings),
                 "counts": self.partition.counts.tolist(),
                 "measures": heterogeneity(self.partition.counts),
                 "units": [len(share) for share in self.partition.shares],
