@@ -154,9 +154,10 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 def _print(summary: dict[str, Any], path: Path) -> None:
     from ddfed_federated.measures import kept_ties
-    from ddfed_federated.report import METHOD_COLUMNS, method_rows
+    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows
 
     table(METHOD_COLUMNS, method_rows(summary))
+    click.echo(f"\n{client_line(summary)}")
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

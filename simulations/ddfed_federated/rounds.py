@@ -31,6 +31,7 @@ from ddfed_federated.settings import SimulateSettings
 _SERVER_ONLY: Any = {
     "baselines": True,
     "references": True,
+    "targets": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},

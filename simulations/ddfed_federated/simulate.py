@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,16 @@ from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
-from ddfed_federated.measures import heterogeneity, kept_ties
+from ddfed_federated.efficiency import to_targets
+from ddfed_federated.fairness import per_client
+from ddfed_federated.measures import kept_ties
 from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
+from ddfed_federated.probe import measured, measured_sets
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
 from ddfed_federated.settings import SimulateSettings
-from ddfed_federated.skew import check_skew, recorded
+from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
 from ddfed_federated.worker import load_partition, load_task
 
 
@@ -107,11 +111,12 @@ class _Run:
         self.plan = list(dict.fromkeys([settings.method, *settings.baselines]))
         self.rows: dict[str, list[RoundRow]] = {name: [] for name in self.plan}
         self.union: dict[str, Any] | None = None
+        self.clients: dict[str, dict[str, Any]] = {}
         self.saved = saved
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
-            self.union = saved["union"]
+            self.union, self.clients = saved["union"], saved["clients"]
             done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
             folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
 
@@ -139,7 +144,17 @@ class _Run:
             self.rows[name].append(row)
             if name == self.plan[0]:
                 self._keep_union(state)
+            if state.round == settings.federation.rounds:
+                self.clients[name] = self._per_client(state)
             self._save(name, state, rounds)
+
+    def _per_client(self, state: ServerState) -> dict[str, Any]:
+        """How the last global model serves each client."""
+        net = ServerContext.of(self.settings, self.domain, self.task).network()
+        net.load_state_dict(state.weights)
+        skewed = self.settings.federation.skew != NONE
+        seeing = partial(seen_by, settings=self.settings) if skewed else None
+        return per_client(net, self.task, self.partition, seeing)
 
     def _finished(self, progress: Progressing) -> Any:
         def finished(row: RoundRow) -> None:
@@ -161,6 +176,7 @@ class _Run:
                 "rounds": rounds.remember(),
                 "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
                 "union": self.union,
+                "clients": self.clients,
             }
         )
 
@@ -178,6 +194,7 @@ class _Run:
         if artifact is not None:
             artifact.save(self.folder.path)
         context, wanted = ServerContext.of(self.settings, self.domain, self.task), self.settings.references
+        methods = {name: self._method_summary(name) for name in self.plan}
         summary = {
             "kind": "federated",
             "status": "finished",
@@ -190,11 +207,13 @@ class _Run:
                 "hash": self.partition.hash,
                 "skew": recorded(self.settings),
                 "counts": self.partition.counts.tolist(),
-                "measures": heterogeneity(self.partition.counts),
+                "measures": measured(context, self.partition),
+                "sets": measured_sets(context, self.union, self.partition.clients) if self.union else {},
                 "units": [len(share) for share in self.partition.shares],
                 "ties": self._ties(),
             },
-            "methods": {name: self._method_summary(name) for name in self.plan},
+            "methods": methods,
+            "targets": to_targets({name: m["rows"] for name, m in methods.items()}, self.settings.targets),
             "references": {name: refer(name, context, self.partition) for name in dict.fromkeys(wanted)},
             "artifact": artifact.content_hash if artifact is not None else None,
             "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
@@ -212,6 +231,7 @@ class _Run:
             "accuracy": rows[-1].accuracy,
             "bytes_up": sum(row.up for row in rows),
             "bytes_down": sum(row.down for row in rows),
+            "clients": self.clients[name],
             "real_seeds": rows[-1].real_seeds,
             "seconds": round(sum(row.seconds for row in rows), 2),
             "rows": [row.to_json() for row in rows],

@@ -297,7 +297,7 @@ def _ladders(mixes: np.ndarray, stock: Sequence[Sequence[int]]) -> list[list[flo
     shares[spent] = left
     ends = np.cumsum(shares, 1) / shares.sum(1, keepdims=True)
     ends[:, np.flatnonzero(left)[-1] :] = 1.0
-    return ends.tolist()  # type: ignore[no-any-return]
+    return ends.tolist()
 
 
 def mixed(
