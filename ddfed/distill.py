@@ -51,6 +51,7 @@ def distill(
     scope: str = "run",
     classes: Sequence[int] | None = None,
     center: Mapping[str, Tensor] | None = None,
+    public: Mapping[str, Tensor] | None = None,
     start: Mapping[str, Tensor] | None = None,
     device: torch.device | None = None,
     checkpointing: Checkpointing | None = None,
@@ -65,7 +66,9 @@ def distill(
         streams: every random number of the run hangs below these.
         scope: name for observers and messages.
         classes: classes to distil; those the gate holds by default.
-        center: weights for the pools ``exact`` and ``ball``.
+        center: weights for the pools around given weights, such as ``exact`` and ``ball``.
+        public: what is known beside the rows behind the gate, by name, for engines that use it
+            (`ddfed.match.Judgement.public`).
         start: stored values to start from instead of ``parts.init`` (names of the store's tensors).
         device: where networks and rows live; the CPU by default.
         checkpointing: how to save and resume; a resumed run equals the uninterrupted one.
@@ -93,6 +96,7 @@ def distill(
             scope=scope,
             classes=classes,
             center=center,
+            public=public,
             start=start,
             device=device,
             taught=taught,
@@ -186,6 +190,7 @@ def outer_step(kit: Kit, parts: PartSettings, gate: Gate, streams: Streams, step
                 teachers=kit.teachers,
                 represent=kit.represent if kit.labels.represents else None,
                 coupled=kit.store.coupled,
+                public=kit.context.public,
             )
         )
         if not math.isfinite(cotangent.loss) or not bool(torch.isfinite(cotangent.x).all()):

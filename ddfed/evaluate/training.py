@@ -40,6 +40,7 @@ def train(
     redrawn: Callable[[torch.Generator], Rows] | None = None,
     coupled: bool = False,
     judge: Callable[[Network], float] | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Network:
     """Train ``net`` in place as the protocol says.
 
@@ -58,6 +59,7 @@ def train(
         coupled: a network must see the rows together and in their order, in one batch.
         judge: how good the network is on validation rows; with it the weights of the best of every
             ``protocol.choose`` epochs are kept, the first of equals. None for the last epoch.
+        stop: looked at after every step; True ends the training there.
 
     Raises:
         ArtifactError: the stored draws are not of this augmentation.
@@ -97,6 +99,9 @@ def train(
             value.backward()
             optimizer.step()
             last = float(value.detach())
+            if stop is not None and stop():
+                best.restore(net)
+                return net
         if not math.isfinite(last):
             raise DivergedError(f"training loss is {last} in epoch {epoch + 1} of {protocol.name} at lr {lr}")
         if protocol.choose and (epoch + 1) % protocol.choose == 0:

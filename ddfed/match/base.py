@@ -104,6 +104,7 @@ class Judgement:
         represent: inputs -> what a regression of real rows is held against in place of their classes, (rows, width);
             None for classes. See `ddfed.store.LabelStore.represents`.
         coupled: rows must be shown to a network together and in this order; see `ddfed.store.Store.coupled`.
+        public: what is known beside the rows behind the gate, by name; see `ddfed.distill.distill`.
     """
 
     net: Network
@@ -127,6 +128,7 @@ class Judgement:
     teachers: Callable[[], tuple[Network, ...]] = _no_teachers
     represent: Callable[[Tensor], Tensor] | None = None
     coupled: bool = False
+    public: Mapping[str, Tensor] = field(default_factory=dict)
 
     def ask(self, name: str, rows: int | None, *, top_up: bool = False) -> Query:
         """A query for ``rows`` real rows of each judged class, narrowed by the sampler."""

@@ -58,6 +58,7 @@ class PoolContext:
         steps: outer steps of the run; 0 where that is not known.
         coupled: synthetic rows must be shown to a network together and in their order; see
             `ddfed.store.Store.coupled`.
+        public: what is known beside the rows behind the gate; see `ddfed.distill.distill`.
     """
 
     build: Callable[[], Network]
@@ -74,6 +75,7 @@ class PoolContext:
     prepare: Callable[[Network, tuple[str | int, ...]], None] | None = None
     steps: int = 0
     coupled: bool = False
+    public: Mapping[str, Tensor] = field(default_factory=dict)
 
     def order(self, rows: int, batch: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """Batches of a pass over the synthetic rows: in random order, or all rows as they stand where coupled."""

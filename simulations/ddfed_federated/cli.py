@@ -157,7 +157,8 @@ def _print(summary: dict[str, Any], path: Path) -> None:
     from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows
 
     table(METHOD_COLUMNS, method_rows(summary))
-    click.echo(f"\n{client_line(summary)}")
+    if client_line(summary):
+        click.echo(f"\n{client_line(summary)}")
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

@@ -11,6 +11,9 @@ UP_RATE, DOWN_RATE = 1e6, 5e6
 #: Share of the best final accuracy of any method that is always a target.
 OF_BEST = 0.9
 
+#: What is counted, not measured.
+COUNTS = ("rounds", "bytes")
+
 
 def to_target(rows: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, float] | None:
     """What a method had spent when its global model first was as good as ``accuracy``.
@@ -33,7 +36,7 @@ def to_target(rows: Sequence[Mapping[str, Any]], accuracy: float) -> dict[str, f
         spent["seconds"] += row["seconds"]
         spent["link_seconds"] += row["client_seconds"][0] + up / asked / UP_RATE + down / asked / DOWN_RATE
         if row["accuracy"] >= accuracy:
-            return {name: round(value, 3) for name, value in spent.items()}
+            return {name: int(value) if name in COUNTS else round(value, 3) for name, value in spent.items()}
     return None
 
 

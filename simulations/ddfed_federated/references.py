@@ -15,8 +15,9 @@ from typing import Any
 from ddfed.data import RealData, Task
 from ddfed.errors import ConfigError
 from ddfed.evaluate import accuracy
-from ddfed_federated.methods import ServerContext, train_on_records
+from ddfed_federated.methods import ServerContext
 from ddfed_federated.partition import Partition
+from ddfed_federated.parts.local import train_on_records
 from ddfed_federated.skew import NONE, pooled, seen_by
 
 TITLES = {
@@ -67,5 +68,6 @@ def _trained(data: RealData, context: ServerContext, name: str, number: int) -> 
     settings = context.settings
     streams = context.streams.child("reference", name, number)
     epochs = settings.local.epochs * settings.federation.rounds
-    net = train_on_records(context.network(), data, settings.local, streams, context.device, epochs=epochs)
+    net = context.network()
+    train_on_records(net, data, settings.local, streams, context.device, epochs=epochs)
     return accuracy(net, context.task.test)

@@ -32,6 +32,7 @@ LEDGER_COLUMNS = (
     "weights up",
     "items up",
     "labels up",
+    "tables up",
     "control up",
     "down",
     "real records so far",
@@ -89,13 +90,18 @@ def method_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
 def client_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
     """One line per method: how the last global model serves the clients."""
     names = ("mean", "weighted", "sd", "min", "p10", "p50", "p90", "worst_tenth")
-    return [[name, *(percent(m["clients"][key]) for key in names)] for name, m in summary["methods"].items()]
+    return [[name, *(percent(m["clients"][key]) for key in names)] for name, m in _global_models(summary)]
+
+
+def _global_models(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Methods whose clients share one model; of the others each client has its own."""
+    return [(name, m) for name, m in summary["methods"].items() if m["clients"]]
 
 
 def client_line(summary: Mapping[str, Any]) -> str:
-    """The same in a line, for a terminal."""
-    worst = [f"{name} {percent(m['clients']['worst_tenth'])} %" for name, m in summary["methods"].items()]
-    return f"Worst tenth of the clients: {', '.join(worst)}"
+    """The same in a line, for a terminal; empty where no method has a global model."""
+    worst = [f"{name} {percent(m['clients']['worst_tenth'])} %" for name, m in _global_models(summary)]
+    return f"Worst tenth of the clients: {', '.join(worst)}" if worst else ""
 
 
 def target_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
@@ -197,8 +203,10 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"{UP_RATE / 1e6:g} MB/s up and {DOWN_RATE / 1e6:g} MB/s down; clients work side by side, and the "
         f"server's time is left out."
     )
-    page.table(CLIENT_COLUMNS, client_rows(summary), "For each client: the last global model")
-    page.text(f"Accuracy for a client is on {summary['methods'][main]['clients']['basis']}. sd is over clients.")
+    served = _global_models(summary)
+    if served:
+        page.table(CLIENT_COLUMNS, client_rows(summary), "For each client: the last global model")
+        page.text(f"Accuracy for a client is on {served[0][1]['clients']['basis']}. sd is over clients.")
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
     page.svg(by_byte, "Accuracy per megabyte", alt="accuracy of each method per megabyte")
@@ -259,7 +267,7 @@ def _ledger_row(row: Mapping[str, Any]) -> list[Any]:
         row["round"],
         row["asked"],
         row["releases"],
-        *(human_bytes(up[k]) if up[k] else "-" for k in ("weights", "images", "labels", "control")),
+        *(human_bytes(up[k]) if up[k] else "-" for k in ("weights", "items", "labels", "statistics", "control")),
         human_bytes(sum(row["bytes_down"].values())),
         row["real_seeds"],
         "; ".join(filter(None, [row["note"], missing])),

@@ -1,4 +1,4 @@
-"""One round and many: ask, collect, screen, merge, test, account, save.
+"""One round and many: for each phase ask, collect, screen, merge; then test, account, save.
 
 The same engine drives every method on every back end. Clients are identified by partition id throughout;
 node ids are random and arrival order means nothing.
@@ -18,20 +18,22 @@ from ddfed.data import Task
 from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
-from ddfed.federation import Release, check_release, check_weights, coverage
+from ddfed.federation import Broadcast, Release, check_release, coverage
 from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.seeds import Streams
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
-from ddfed_federated.methods import FederatedMethod, ServerContext, ServerState
-from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.methods import FederatedMethod, Phase, ServerContext, ServerState
+from ddfed_federated.parts.union import items_of
+from ddfed_federated.settings import SimulateSettings, options_of
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
 _SERVER_ONLY: Any = {
     "baselines": True,
     "references": True,
     "targets": True,
+    "methods": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
@@ -44,10 +46,11 @@ class RoundRow:
 
     Args:
         method: whose round.
-        round: 1-based.
-        accuracy: of the global model after the round, on the whole test split, in [0, 1].
-        asked: clients that were sent the broadcast.
-        releases: valid releases merged.
+        round: 1-based; 0 for what is done once beforehand.
+        accuracy: of the global model after the round, on the whole test split, in [0, 1]; where clients keep models of
+            their own, the mean of what they report.
+        asked: clients that were sent the broadcast of the first phase.
+        releases: valid releases merged in the last phase.
         lost: ``client: reason`` of those that failed, answered garbage or not at all.
         items: synthetic or real items the server trained on; 0 for averaging.
         missing_classes: classes no set of the round holds.
@@ -125,50 +128,68 @@ class Rounds:
     def __post_init__(self) -> None:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
         self.streams = Streams(self.settings.run.seed)
-        self.context = ServerContext.of(self.settings, self.domain, self.task)
+        options = None if self.method.control else options_of(self.settings)
+        self.context = ServerContext.of(self.settings, self.domain, self.task, options)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
         self._out: dict[str, int] = {}
-        self._last_sets: dict[int, Tensor] = {}
+        self._memories: dict[int, dict[str, Tensor]] = {}
 
     def begin(self) -> ServerState:
         return self.method.begin(self.context)
 
+    @property
+    def last(self) -> int:
+        """Number of the last round."""
+        return self.method.rounds(self.settings)
+
+    # --- memory --------------------------------------------------------------------------------------------------
+
     def resume(self, memory: Mapping[str, Any]) -> None:
         """Take over what `remember` gave."""
         self._seeds = {int(k): int(v) for k, v in memory["seeds"]}
-        self._last_sets = {int(k): v for k, v in memory["last_sets"]}
-        if self._last_sets:
+        self._memories = {int(k): dict(v) for k, v in memory["clients"]}
+        if self._memories:
             self._remind()
 
+    def remember(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the server's state."""
+        return {
+            "seeds": [[k, v] for k, v in sorted(self._seeds.items())],
+            "clients": [[k, v] for k, v in sorted(self._memories.items())],
+        }
+
     def _remind(self) -> None:
-        """Give simulated clients back the sets that died with the old process.
+        """Give simulated clients back the memory that died with the old process.
 
         Not traffic of the federation: a deployed client keeps its memory, so nothing is booked.
         """
         from flwr.app import Message, RecordDict
 
         messages = [
-            Message(
-                RecordDict({"state": wire.pack({f"{self.method.name}/x": x})}), self.nodes[client], "query.set_state"
-            )
-            for client, x in self._last_sets.items()
+            Message(RecordDict({"state": wire.pack(memory)}), self.nodes[client], "query.set_state")
+            for client, memory in self._memories.items()
         ]
         replies, missing = collect(self.grid, messages)
         failed = [wire.error_text(reply) for reply in replies if reply.has_error()]
         if failed or missing:
             raise FederationError(f"{len(failed) + len(missing)} clients could not be resumed: {'; '.join(failed[:3])}")
 
-    def remember(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the server's state."""
-        return {
-            "seeds": [[k, v] for k, v in sorted(self._seeds.items())],
-            "last_sets": [[k, v] for k, v in sorted(self._last_sets.items())],
-        }
+    def _recall(self, clients: list[int]) -> None:
+        """Learn what simulated clients remember, so that a checkpoint holds it. Not booked either."""
+        from flwr.app import Message, RecordDict
 
-    @property
-    def _keeps_state(self) -> bool:
-        return self.method.sends == "set" and self.method.restart_of(self.settings) == "previous"
+        if not self.method.remembers(self.settings) or self.settings.federation.backend == "deployed":
+            return
+        client_of = {self.nodes[client]: client for client in clients}
+        asked = [Message(RecordDict(), node, "query.get_state") for node in client_of]
+        replies, _ = collect(self.grid, asked)
+        for reply in replies:
+            if not reply.has_error():
+                memory = wire.unpack(reply.content["state"], "state")  # type: ignore[arg-type]
+                self._memories[client_of[reply.metadata.src_node_id]] = memory
+
+    # --- a round -------------------------------------------------------------------------------------------------
 
     def participants(self, number: int) -> list[int]:
         """Clients asked in a round: drawn without replacement from seed and round alone.
@@ -176,71 +197,101 @@ class Rounds:
         A client that has not answered yet is not asked again: two messages at once could overwrite its state.
         """
         federation = self.settings.federation
-        wanted = max(1, round(federation.participation * federation.clients))
+        wanted = max(1, round(federation.participation * federation.clients)) if number else federation.clients
         drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
         self._out = still_out(self.grid, self._out)
         busy = set(self._out.values())
         return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
 
+    def set_up(self, state: ServerState) -> tuple[ServerState, RoundRow]:
+        """What the method does once, before the first round: round 0."""
+        return self._hold(state, 0, self.method.setup)
+
     def hold(self, state: ServerState) -> tuple[ServerState, RoundRow]:
         """One round; a round without enough valid releases keeps the model and says so."""
-        number, begun = state.round + 1, time.perf_counter()
+        return self._hold(state, state.round + 1, self.method.phases)
+
+    def _hold(self, before: ServerState, number: int, phases: tuple[Phase, ...]) -> tuple[ServerState, RoundRow]:
+        begun = time.perf_counter()
         asked = self.participants(number)
-        down, replies, lost = self._ask(state, number, asked)
-        releases, up, rejected = self._screen(state, replies, number)
-        lost.update(rejected)
-        note = ""
-        if len(releases) < self.settings.federation.min_replies:
-            note = f"skipped: {len(releases)} valid releases, {self.settings.federation.min_replies} needed"
-        useful = [r for r in releases if r.kind != "empty"]
-        if not note and not useful:
-            note = "skipped: nobody had anything to release"
-        new = replace(state, round=number) if note else self.method.server(state, useful, self.context)
-        self._count_seeds(releases)
+        tally, state, note = _Tally(), before, ""
+        clients, releases = asked, list[Release]()
+        for phase in phases:
+            state, releases, note = self._exchange(phase, number, state, clients, tally)
+            if note:
+                # What earlier phases merged is undone: a round counts whole or not at all.
+                state = before
+                break
+            clients = [r.client for r in releases]
+        state = replace(state, round=number)
+        self._count_seeds(tally.releases)
+        self._recall(asked)
         row = RoundRow(
             method=self.method.name,
             round=number,
-            accuracy=self._test(new),
+            accuracy=self._test(state, releases),
             asked=len(asked),
             releases=len(releases),
-            lost=tuple(f"client {k}: {why}" for k, why in sorted(lost.items())),
-            items=sum(len(r.arrays["y"]) for r in useful if r.kind == "set"),
-            missing_classes=tuple(coverage(useful, self.task.info.num_classes)) if self.method.sends == "set" else (),
-            bytes_up=up,
-            bytes_down=down,
+            lost=tuple(f"client {k}: {why}" for k, why in sorted(tally.lost.items())),
+            items=sum(r.items for r in tally.releases),
+            missing_classes=self._missing(phases, tally.releases),
+            bytes_up=tally.up,
+            bytes_down=tally.down,
             real_seeds=sum(self._seeds.values()),
             seconds=round(time.perf_counter() - begun, 3),
-            client_seconds=_client_seconds(releases),
+            client_seconds=_client_seconds(tally.releases),
             note=note,
-            ledger=tuple(_merged(releases).to_json()),
+            ledger=tuple(_merged(tally.releases).to_json()),
         )
         self.progress.finished(row)
-        return new, row
+        return state, row
 
-    def _ask(
-        self, state: ServerState, number: int, asked: list[int]
-    ) -> tuple[dict[str, int], dict[int, Any], dict[int, str]]:
-        """Send the broadcast and wait; returns bytes down, replies by client, and who never came."""
+    def _missing(self, phases: tuple[Phase, ...], releases: list[Release]) -> tuple[int, ...]:
+        """Classes that no set holds, where sets are what is sent."""
+        sets = any(getattr(phase.client, "distils_sets", False) for phase in phases)
+        return tuple(coverage(releases, self.task.info.num_classes)) if sets else ()
+
+    def _exchange(
+        self, phase: Phase, number: int, state: ServerState, clients: list[int], tally: _Tally
+    ) -> tuple[ServerState, list[Release], str]:
+        """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
+        broadcast = phase.broadcast(number, state, self.context)
+        replies = self._ask(broadcast, clients, tally)
+        releases = self._screen(phase, broadcast, state, replies, tally)
+        needed = self.settings.federation.min_replies
+        if len(releases) < needed:
+            return state, releases, f"skipped: {len(releases)} valid releases, {needed} needed"
+        useful = [r for r in releases if r.payload]
+        if not useful:
+            return state, releases, "skipped: nobody had anything to release"
+        return phase.server(state, useful, self.context), releases, ""
+
+    def _ask(self, broadcast: Broadcast, clients: list[int], tally: _Tally) -> dict[int, Any]:
+        """Send the broadcast and wait; replies by client."""
         from flwr.app import Message
 
-        broadcast = self.method.broadcast(state)
-        contents = dict(zip(asked, wire.encode_broadcasts(broadcast, [self._order(client) for client in asked])))
-        messages, down = [], _no_bytes()
-        for client in asked:
-            _add_bytes(down, wire.payload_bytes(contents[client]))
+        contents = dict(zip(clients, wire.encode_broadcasts(broadcast, [self._order(client) for client in clients])))
+        messages = []
+        for client in clients:
+            _add_bytes(tally.down, wire.payload_bytes(contents[client]))
             messages.append(
-                Message(contents[client], dst_node_id=self.nodes[client], message_type="train", group_id=str(number))
+                Message(
+                    contents[client],
+                    dst_node_id=self.nodes[client],
+                    message_type="train",
+                    group_id=str(broadcast.round),
+                )
             )
-        client_of = {self.nodes[client]: client for client in asked}
+        client_of = {self.nodes[client]: client for client in clients}
         replies, left = collect(
             self.grid,
             messages,
             timeout=self.settings.federation.deadline_s,
-            on_reply=lambda done, total, _: self.progress.replied(self.method.name, number, done, total),
+            on_reply=lambda done, total, _: self.progress.replied(self.method.name, broadcast.round, done, total),
         )
-        found = {client_of[reply.metadata.src_node_id]: reply for reply in replies}
         self._out = {**self._out, **left}
-        return down, found, {client_of[node]: "no answer before the deadline" for node in left.values()}
+        tally.lost.update({client_of[node]: "no answer before the deadline" for node in left.values()})
+        return {client_of[reply.metadata.src_node_id]: reply for reply in replies}
 
     def _order(self, client: int) -> wire.Order:
         federation = self.settings.federation
@@ -255,32 +306,27 @@ class Rounds:
         )
 
     def _screen(
-        self, state: ServerState, replies: Mapping[int, Any], number: int
-    ) -> tuple[list[Release], dict[str, int], dict[int, str]]:
-        """Valid releases in order of client, bytes up (garbage used the link too), and who was refused why."""
-        quota = self.settings.distill.ipc * self.task.info.num_classes
-        good, up, refused = [], _no_bytes(), {}
+        self, phase: Phase, broadcast: Broadcast, state: ServerState, replies: Mapping[int, Any], tally: _Tally
+    ) -> list[Release]:
+        """Valid releases in order of client; who was refused goes to the tally with the reason."""
+        good = []
         for client, reply in sorted(replies.items()):
             if reply.has_error():
-                refused[client] = wire.error_text(reply)
+                tally.lost[client] = wire.error_text(reply)
                 continue
-            _add_bytes(up, wire.payload_bytes(reply.content))
+            # Garbage used the link too.
+            _add_bytes(tally.up, wire.payload_bytes(reply.content))
             try:
                 release = wire.decode_release(reply.content)
                 if release.client != client:
                     raise ReleaseError(f"client {client} signed its release as client {release.client}")
-                if release.kind not in (self.method.sends, "empty"):
-                    raise ReleaseError(f"{self.method.name} expects {self.method.sends!r}, got {release.kind!r}")
-                check_release(release, self.task.info, number, quota)
-                if release.kind == "weights":
-                    check_weights(release, state.weights)
+                check_release(release, self.task.info, broadcast, phase.client.expects(client, state, self.context))
             except ReleaseError as error:
-                refused[client] = str(error)
+                tally.lost[client] = str(error)
                 continue
-            if self._keeps_state and release.kind == "set":
-                self._last_sets[client] = release.arrays["x"]
             good.append(release)
-        return good, up, refused
+        tally.releases += good
+        return good
 
     def _count_seeds(self, releases: list[Release]) -> None:
         """Real records handed out so far as starting values: a fixed choice counts once, fresh ones add up.
@@ -289,13 +335,24 @@ class Rounds:
         """
         for release in releases:
             now, before = int(release.metrics.get("seeds", 0.0)), self._seeds.get(release.client, 0)
-            total = before + now if self.method.restart_of(self.settings) == "fresh" else max(before, now)
-            self._seeds[release.client] = min(total, release.examples)
+            total = before + now if release.metrics.get("fresh") else max(before, now)
+            self._seeds[release.client] = min(total, release.examples) if now else before
 
-    def _test(self, state: ServerState) -> float:
-        net = self.context.network()
-        net.load_state_dict(state.weights)
-        return accuracy(net, self.task.test)
+    def _test(self, state: ServerState, releases: list[Release]) -> float:
+        if self.method.personal:
+            told = [r.metrics["accuracy"] for r in releases if "accuracy" in r.metrics]
+            return sum(told) / len(told) if told else 0.0
+        return accuracy(self.context.network(state.weights), self.task.test)
+
+
+@dataclass
+class _Tally:
+    """What the phases of a round add up to."""
+
+    up: dict[str, int] = field(default_factory=lambda: dict.fromkeys(wire.SPENT, 0))
+    down: dict[str, int] = field(default_factory=lambda: dict.fromkeys(wire.SPENT, 0))
+    lost: dict[int, str] = field(default_factory=dict)
+    releases: list[Release] = field(default_factory=list)
 
 
 def _merged(releases: list[Release]) -> Ledger:
@@ -311,10 +368,6 @@ def _client_seconds(releases: list[Release]) -> tuple[float, float]:
     return round(max(spent, default=0.0), 3), round(sum(spent), 3)
 
 
-def _no_bytes() -> dict[str, int]:
-    return {"weights": 0, "images": 0, "labels": 0, "control": 0}
-
-
 def _add_bytes(total: dict[str, int], more: Mapping[str, int]) -> None:
     for name, count in more.items():
         total[name] += count
@@ -322,10 +375,9 @@ def _add_bytes(total: dict[str, int], more: Mapping[str, int]) -> None:
 
 def union_of(state: ServerState) -> tuple[Tensor, Tensor, list[int]] | None:
     """Items, classes and the client of each item of the last round's sets; None when there are none."""
-    rounds = state.memory.get("sets") or []
-    if not rounds or not rounds[-1]:
+    sets = list(items_of(state))
+    if not sets:
         return None
-    sets = rounds[-1]
     clients = [int(s["client"]) for s in sets for _ in range(len(s["y"]))]
     return torch.cat([s["x"] for s in sets]), torch.cat([s["y"] for s in sets]), clients
 

@@ -16,6 +16,7 @@ from ddfed.settings import (
     RunSettings,
     Settings,
     origin_of,
+    recipe_layers,
     value_of,
     without_foreign_options,
 )
@@ -86,6 +87,9 @@ class FederationSettings(Settings):
     client_threads: int = Field(1, ge=1, description="torch threads of a client; part of the numbers")
     server_threads: int = Field(1, ge=1, description="torch threads of the server; part of the numbers")
     ray_address: str = Field("", description="join a running Ray cluster instead of starting one")
+    networks: tuple[str, ...] = Field(
+        (), description="networks that clients train, dealt in turn; empty for distill.network at every client"
+    )
     faults: tuple[str, ...] = Field(
         (), description="rehearsed faults 'ROUND:CLIENT:KIND' with raise, nan, shape, labels, exit or hang"
     )
@@ -107,6 +111,10 @@ class SimulateSettings(Settings):
     """`ddfed simulate`."""
 
     method: str = Field("feddm", description="federated method; `ddfed methods list`")
+    engine: str = Field(
+        "", description="central recipe whose parts clients distil with, such as dsa; empty for the method's own"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the method itself; its page lists them")
     baselines: tuple[str, ...] = Field(
         ("random-once", "random-fresh", "fedavg"), description="methods run beside it on the same split"
     )
@@ -119,6 +127,10 @@ class SimulateSettings(Settings):
         (), description="accuracies in (0, 1] for which rounds, bytes and seconds are told, beside 90 % of the best"
     )
     data: DataSettings = DataSettings()
+    methods: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="settings of a single method beside the main one: methods.fedavg.local.lr = 0.03",
+    )
     distill: PartSettings = PartSettings()
     server: ServerSettings = ServerSettings()
     local: LocalSettings = LocalSettings()
@@ -126,38 +138,134 @@ class SimulateSettings(Settings):
     run: RunSettings = RunSettings()
 
 
-def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
-    """Settings of a federated run: defaults < method < presets < files < --set < options.
+#: What each method of a comparison has for itself; the rest is the run's.
+OWN = ("distill", "server", "local", "options")
+#: What an engine does not bring along: the federation decides on it.
+_NOT_OF_ENGINE = ("ipc", "network", "protocol", "min_count", "top_up")
 
-    Presets are the method's, then those that the domain's plugin registers with it as the fact ``federated``.
+
+def resolve_simulate(layers: Sequence[Layer]) -> Resolved[SimulateSettings]:
+    """Settings of a federated run: defaults < method < presets < engine < files < --set < options.
+
+    Presets are the method's, then those that the domain's plugin registers with it as the fact ``federated``. Each
+    baseline is resolved in the same way, and ``methods`` holds where it differs from the main method; what the user
+    sets holds for all of them, except ``options`` and what stands in ``methods``. Data, federation, network and
+    budget are the main method's, so that the comparison is one. Controls follow the main method in everything.
 
     Raises:
         ConfigError: an unknown key, a wrong value, an unknown method, or a combination that cannot run.
     """
-    method = registry().load(
-        "federated", value_of(layers, "method", "feddm"), origin_of(layers, "method", "the default")
-    )
+    name = value_of(layers, "method", "feddm")
+    method = registry().load("federated", name, origin_of(layers, "method", "the default"))
+    below = _below(method, layers)
+    common = [Layer(layer.origin, {k: v for k, v in layer.values.items() if k != "methods"}) for layer in layers]
+    main = resolve(SimulateSettings, without_foreign_options([*below, *common], "distill")).settings
+    methods = {}
+    for baseline in dict.fromkeys(main.baselines):
+        registry().get("federated", baseline, "baselines")
+        if baseline != name:
+            methods[baseline] = _apart(_beside(baseline, main, layers), main)
+    differing = Layer("the methods compared", {"methods": {k: v for k, v in methods.items() if v}})
+    resolved = resolve(SimulateSettings, [*without_foreign_options([*below, *common], "distill"), differing])
+    for one in dict.fromkeys([name, *main.baselines]):
+        check_options(settings_of(resolved.settings, one))
+    _check(resolved.settings)
+    return resolved
+
+
+def settings_of(settings: SimulateSettings, name: str) -> SimulateSettings:
+    """A run's settings as they are for one of its methods."""
+    apart = settings.methods.get(name, {}) if name != settings.method else {}
+    own: dict[str, Any] = {} if name == settings.method or _is_control(name) else {"options": {}}
+    whole = settings.model_dump()
+    for section, values in apart.items():
+        own[section] = {**whole[section], **values} if section != "options" else values
+    return SimulateSettings.model_validate({**whole, "method": name, **own})
+
+
+def options_of(settings: SimulateSettings) -> Any:
+    """The options of ``settings.method``, validated.
+
+    Raises:
+        ConfigError: one that the method does not have, or a wrong value.
+    """
+    method = registry().load("federated", settings.method)
+    return resolve(method.options, [Layer(f"options of {settings.method}", settings.options)]).settings
+
+
+def check_options(settings: SimulateSettings) -> None:
+    """Refuse options that a method does not have; a control has those of the method it is compared with."""
+    if not _is_control(settings.method):
+        options_of(settings)
+
+
+def _is_control(name: str) -> bool:
+    return bool(registry().load("federated", name).control)
+
+
+def _below(method: Any, layers: Sequence[Layer]) -> list[Layer]:
+    """What lies below the user's layers: the method's defaults, the presets that fit, and the engine's parts."""
     dataset = value_of(layers, "data.dataset", "digits")
-    name = value_of(layers, "data.domain", "image")
-    domain = registry().get("domain", name, origin_of(layers, "data.domain", "the default"))
+    domain_name = value_of(layers, "data.domain", "image")
+    domain = registry().get("domain", domain_name, origin_of(layers, "data.domain", "the default"))
     below = [Layer(f"method {method.name}", dict(method.defaults))]
-    for owner, presets in ((method.name, method.presets), (name, domain.facts.get("federated", ()))):
+    for owner, presets in ((method.name, method.presets), (domain_name, domain.facts.get("federated", ()))):
         ipc = value_of([*below, *layers], "distill.ipc", PartSettings().ipc)
         below += [
             Layer(f"preset {owner}/{preset.label}", dict(preset.values))
             for preset in presets
-            if preset.fits(dataset, ipc, name)
+            if preset.fits(dataset, ipc, domain_name)
         ]
-    resolved = resolve(SimulateSettings, without_foreign_options([*below, *layers], "distill"))
-    _check(resolved.settings)
-    return resolved
+    engine = value_of([*below, *layers], "engine", "")
+    return [*below, *(_engine_layers(engine, [*below, *layers]) if engine else [])]
+
+
+def _engine_layers(engine: str, layers: Sequence[Layer]) -> list[Layer]:
+    """A central recipe's parts. Networks drawn at random give way to those that the method judges with."""
+    found = []
+    for layer in recipe_layers(engine, origin_of(layers, "engine", "the default"), layers, "distill"):
+        parts = {k: v for k, v in layer.values.get("distill", {}).items() if k not in _NOT_OF_ENGINE}
+        if parts.get("pool", "R") == "R":
+            parts = {k: v for k, v in parts.items() if k not in ("pool", "pool_options")}
+        found.append(Layer(f"engine {layer.origin}", {"distill": parts}))
+    return found
+
+
+def _beside(baseline: str, main: SimulateSettings, layers: Sequence[Layer]) -> SimulateSettings:
+    """What a baseline's settings are in the main method's run."""
+    if _is_control(baseline):
+        return main
+    method = registry().load("federated", baseline, "baselines")
+    mine = [
+        Layer(layer.origin, {k: v for k, v in layer.values.items() if k in ("distill", "server", "local", "data")})
+        for layer in layers
+    ]
+    shared = {
+        "data": main.data.model_dump(),
+        "federation": main.federation.model_dump(),
+        "distill": {"network": main.distill.network, "ipc": main.distill.ipc},
+        "run": main.run.model_dump(),
+    }
+    alone = [Layer(layer.origin, layer.values.get("methods", {}).get(baseline, {})) for layer in layers]
+    stack = [*_below(method, mine), *mine, Layer("the main method", shared), *alone]
+    return resolve(SimulateSettings, without_foreign_options(stack, "distill")).settings
+
+
+def _apart(settings: SimulateSettings, main: SimulateSettings) -> dict[str, dict[str, Any]]:
+    """Where settings differ from the main method's, field by field of each section that is a method's own."""
+    theirs, ours = main.model_dump(mode="json"), settings.model_dump(mode="json")
+    found = {
+        section: {k: v for k, v in ours[section].items() if v != theirs[section].get(k)}
+        for section in OWN
+        if section != "options"
+    }
+    found["options"] = ours["options"]
+    return {section: values for section, values in found.items() if values}
 
 
 def _check(settings: SimulateSettings) -> None:
     """Combinations that would only fail after the work has begun."""
     federation = settings.federation
-    for baseline in settings.baselines:
-        registry().get("federated", baseline, "baselines")
     registry().get("partitioner", federation.partition, "federation.partition")
     if federation.skew != "none":
         registry().get("skew", federation.skew, "federation.skew")

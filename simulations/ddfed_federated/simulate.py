@@ -27,7 +27,7 @@ from ddfed_federated.partition import Partition
 from ddfed_federated.probe import measured, measured_sets
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
-from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.settings import SimulateSettings, settings_of
 from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
 from ddfed_federated.worker import load_partition, load_task
 
@@ -83,7 +83,7 @@ def check_simulate(settings: SimulateSettings) -> None:
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
     """Refuse a split in which no client holds enough rows of any class to distil."""
-    sends_sets = registry().load("federated", settings.method).sends == "set"
+    sends_sets = registry().load("federated", settings.method).sends_sets
     largest, needed = int(partition.counts.max()), settings.distill.min_count
     if sends_sets and largest < needed:
         raise ConfigError(
@@ -126,35 +126,38 @@ class _Run:
 
         nodes = wait_for_nodes(grid, self.settings.federation.clients)
         for name in self.plan:
-            if len(self.rows[name]) < self.settings.federation.rounds:
-                self._method(name, grid, nodes)
+            self._method(name, grid, nodes)
 
     def _method(self, name: str, grid: Any, nodes: dict[int, int]) -> None:
-        settings = self.settings.model_copy(update={"method": name})
+        settings = settings_of(self.settings, name)
         progress = replace(self.progress, finished=self._finished(self.progress))
         rounds = Rounds(settings, self.domain, self.task, grid, nodes, progress)
+        if self.rows[name] and self.rows[name][-1].round >= rounds.last:
+            return
         if self.saved and self.saved["method"] == name:
             saved = self.saved["state"]
             state = ServerState(saved["round"], saved["weights"], saved["memory"])
             rounds.resume(self.saved["rounds"])
         else:
             state = rounds.begin()
-        while state.round < settings.federation.rounds:
-            state, row = rounds.hold(state)
+        setting_up = bool(rounds.method.setup) and not self.rows[name]
+        while setting_up or state.round < rounds.last:
+            state, row = rounds.set_up(state) if setting_up else rounds.hold(state)
+            setting_up = False
             self.rows[name].append(row)
             if name == self.plan[0]:
                 self._keep_union(state)
-            if state.round == settings.federation.rounds:
-                self.clients[name] = self._per_client(state)
+            if state.round >= rounds.last:
+                self.clients[name] = self._per_client(rounds, state)
             self._save(name, state, rounds)
 
-    def _per_client(self, state: ServerState) -> dict[str, Any]:
-        """How the last global model serves each client."""
-        net = ServerContext.of(self.settings, self.domain, self.task).network()
-        net.load_state_dict(state.weights)
+    def _per_client(self, rounds: Rounds, state: ServerState) -> dict[str, Any]:
+        """How the last global model serves each client; empty where there is none, but one model a client."""
+        if rounds.method.personal:
+            return {}
         skewed = self.settings.federation.skew != NONE
         seeing = partial(seen_by, settings=self.settings) if skewed else None
-        return per_client(net, self.task, self.partition, seeing)
+        return per_client(rounds.context.network(state.weights), self.task, self.partition, seeing)
 
     def _finished(self, progress: Progressing) -> Any:
         def finished(row: RoundRow) -> None:

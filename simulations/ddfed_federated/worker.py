@@ -23,7 +23,7 @@ from ddfed.registry import registry
 from ddfed.seeds import Streams
 from ddfed_federated import partition as partitions
 from ddfed_federated.methods import ClientContext
-from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.settings import SimulateSettings, options_of
 from ddfed_federated.skew import seen_by
 
 
@@ -97,22 +97,26 @@ def answer(
     keep_memory()
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
-    domain, _ = load_task(settings)
+    domain, task = load_task(settings)
     data = load_share(settings, client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)
     # A control must draw the items that the method itself starts from, so streams do not name the method.
-    context = ClientContext(client, settings, domain, streams, resolve_device(settings.run.device))
+    options = None if method.control else options_of(settings)
+    # A client judges its own model on test rows as it sees its own rows.
+    test = seen_by(client, task.test, settings) if method.personal else task.test
+    context = ClientContext(client, settings, domain, streams, options, resolve_device(settings.run.device), test)
     fault = _fault(settings, broadcast.round, client)
     if fault:
         _before(fault, client)
     remembered = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{method.name}/")}
     begun = time.perf_counter()
-    release, new = method.client(remembered, gate, broadcast, context)
+    release, new = method.phase(broadcast.phase).client(remembered, gate, broadcast, context)
     seconds = time.perf_counter() - begun
     release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds}, ledger=gate.ledger)
-    return _after(fault, release), {f"{method.name}/{k}": v for k, v in new.items()}
+    others = {k: v for k, v in state.items() if not k.startswith(f"{method.name}/")}
+    return _after(fault, release), {**others, **{f"{method.name}/{k}": v for k, v in new.items()}}
 
 
 def _fault(settings: SimulateSettings, number: int, client: int) -> str:
@@ -137,14 +141,15 @@ def _before(fault: str, client: int) -> None:
 
 
 def _after(fault: str, release: Release) -> Release:
-    if fault not in ("nan", "shape", "labels") or not release.arrays:
+    if fault not in ("nan", "shape", "labels") or not release.payload:
         return release
-    arrays = {k: v.clone() for k, v in release.arrays.items()}
-    name = next(iter(arrays))
+    payload = {kind: {k: v.clone() for k, v in arrays.items()} for kind, arrays in release.payload.items()}
+    first = next(iter(payload.values()))
+    name = next(iter(first))
     if fault == "nan":
-        arrays[name].view(-1)[0] = float("nan")
+        first[name].view(-1)[0] = float("nan")
     elif fault == "shape":
-        arrays[name] = arrays[name].flatten(1)[:, :-1]
-    elif "y" in arrays:
-        arrays["y"] = arrays["y"] + 1000
-    return dataclasses.replace(release, arrays=arrays)
+        first[name] = first[name].flatten(1)[:, :-1]
+    elif "set" in payload:
+        payload["set"]["y"] = payload["set"]["y"] + 1000
+    return dataclasses.replace(release, payload=payload)

@@ -46,7 +46,7 @@ def digest(releases: dict[int, Release]) -> str:
     sha = hashlib.sha256()
     for p, release in releases.items():
         sha.update(f"{p} {release.round} {release.examples} {dict(release.metrics)}".encode())
-        for name, tensor in release.arrays.items():
+        for name, tensor in release.set.items():
             sha.update(name.encode() + tensor.numpy().tobytes())
     return sha.hexdigest()
 

@@ -7,72 +7,41 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from playing import DOMAIN, TASK, client, method_of, server, server_context, settings
 
 from ddfed.errors import FederationError
-from ddfed.federation import Broadcast, Release
+from ddfed.federation import Release
 from ddfed.gate import PlainGate
-from ddfed.registry import registry
 from ddfed.seeds import Streams
-from ddfed.testing import TwinDomain, twin_task
-from ddfed_federated.methods import ClientContext, ServerContext, ServerState
-from ddfed_federated.settings import SimulateSettings, resolve_simulate
-
-TASK = twin_task()
-DOMAIN = TwinDomain()
-
-
-def settings(method: str = "feddm", **sections) -> SimulateSettings:
-    from ddfed.config import Layer
-
-    base = {
-        "method": method,
-        "data": {"domain": "twin", "dataset": "blobs"},
-        "distill": {"ipc": 2, "steps": 5, "lr": 0.1, "min_count": 1, "pool_options": {"rho": 0.5}, "network": "small"},
-        "server": {"epochs": 5},
-        "local": {"epochs": 2},
-        "federation": {"rounds": 2},
-    }
-    return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
-
-
-def client(s: SimulateSettings, number: int, data=None, state=None, weights=None, who: int = 0):
-    method = registry().load("federated", s.method)
-    context = ClientContext(who, s, DOMAIN, Streams(s.run.seed).child("client", who))
-    gate = PlainGate(TASK.train if data is None else data)
-    weights = weights or server_context(s).network().state_dict()
-    return method.client(state or {}, gate, Broadcast(number, weights), context)
-
-
-def server_context(s: SimulateSettings) -> ServerContext:
-    return ServerContext(s, DOMAIN, TASK, Streams(s.run.seed).child("server side"))
+from ddfed_federated.methods import ServerState
 
 
 def test_everything_that_leaves_a_feddm_client_is_listed():
     release, state = client(settings(), 1)
-    assert release.kind == "set"
-    assert set(release.arrays) == {"x", "y"}
-    assert release.arrays["x"].shape == (6, 2, 4, 4)
+    assert set(release.payload) == {"set"}
+    assert set(release.set) == {"x", "y"}
+    assert release.set["x"].shape == (6, 2, 4, 4)
     assert release.class_counts == (40, 40, 40)
-    assert set(release.metrics) == {"seeds"}
+    assert set(release.metrics) == {"seeds", "fresh"}
     assert state == {}
 
 
 def test_random_once_sends_the_same_real_rows_every_round():
     s = settings("random-once")
     first, second = client(s, 1)[0], client(s, 2)[0]
-    assert torch.equal(first.arrays["x"], second.arrays["x"])
+    assert torch.equal(first.set["x"], second.set["x"])
     real = {row.numpy().tobytes() for row in TASK.train.all().inputs}
-    assert all(row.numpy().tobytes() in real for row in first.arrays["x"])
+    assert all(row.numpy().tobytes() in real for row in first.set["x"])
 
 
 def test_random_fresh_sends_other_rows_every_round():
     s = settings("random-fresh")
-    assert not torch.equal(client(s, 1)[0].arrays["x"], client(s, 2)[0].arrays["x"])
+    assert not torch.equal(client(s, 1)[0].set["x"], client(s, 2)[0].set["x"])
 
 
 def test_the_control_sends_the_items_that_feddm_starts_from():
     start = client(settings("feddm", distill={"steps": 0}), 1)[0]
-    assert torch.equal(start.arrays["x"], client(settings("random-once"), 1)[0].arrays["x"])
+    assert torch.equal(start.set["x"], client(settings("random-once"), 1)[0].set["x"])
 
 
 @pytest.mark.parametrize("restart", ["same", "fresh", "previous"])
@@ -83,36 +52,36 @@ def test_restart_decides_where_the_second_round_starts(restart):
     frozen = s.model_copy(update={"distill": s.distill.model_copy(update={"steps": 0})})
     second, _ = client(frozen, 2, state=state, weights=weights)
     if restart == "previous":
-        assert torch.equal(second.arrays["x"], first.arrays["x"])
+        assert torch.equal(second.set["x"], first.set["x"])
         assert second.metrics["seeds"] == 0
     else:
-        same = torch.equal(second.arrays["x"], client(frozen, 1)[0].arrays["x"])
+        same = torch.equal(second.set["x"], client(frozen, 1)[0].set["x"])
         assert same == (restart == "same")
 
 
 def test_a_client_with_one_class_sends_that_class_only():
     data = TASK.train.subset(TASK.train.class_index[2])
     release, _ = client(settings(), 1, data)
-    assert release.arrays["y"].tolist() == [2, 2]
+    assert release.set["y"].tolist() == [2, 2]
 
 
 def test_a_client_with_fewer_rows_than_ipc_repeats_them():
     data = TASK.train.subset(TASK.train.class_index[0][:1])
     release, _ = client(settings("random-once"), 1, data)
-    assert torch.equal(release.arrays["x"][0], release.arrays["x"][1])
+    assert torch.equal(release.set["x"][0], release.set["x"][1])
 
 
 @pytest.mark.parametrize("method", ["feddm", "random-once", "fedavg"])
 def test_a_client_with_no_rows_sends_an_empty_release(method):
     data = TASK.train.subset(torch.zeros(0, dtype=torch.int64))
     release, _ = client(settings(method), 1, data)
-    assert (release.kind, release.arrays, release.examples) == ("empty", {}, 0)
+    assert (release.payload, release.examples) == ({}, 0)
 
 
 def test_classes_below_the_threshold_are_left_out():
     data = TASK.train.subset(torch.cat([TASK.train.class_index[0][:9], TASK.train.class_index[1][:10]]))
     release, _ = client(settings("feddm", distill={"min_count": 10}), 1, data)
-    assert set(release.arrays["y"].tolist()) == {1}
+    assert set(release.set["y"].tolist()) == {1}
 
 
 def test_feddm_moves_towards_the_class_means_under_the_global_model():
@@ -131,21 +100,20 @@ def test_feddm_moves_towards_the_class_means_under_the_global_model():
                 total += float((net(a).mean(0) - net(b).mean(0)).square().sum())
             return total
 
-    assert gap(**done.arrays) < 0.1 * gap(**start.arrays)
+    assert gap(**done.set) < 0.1 * gap(**start.set)
 
 
 def test_the_order_of_clients_changes_nothing_once_sorted():
     s = settings()
-    method, context = registry().load("federated", "feddm"), server_context(s)
     releases = [replace(client(s, 1, who=k)[0], client=k) for k in range(3)]
-    state = method.begin(context)
-    one = method.server(state, releases, context).weights
-    two = method.server(state, sorted(reversed(releases), key=lambda r: r.client), context).weights
+    state = method_of(s).begin(server_context(s))
+    one = server(s, state, releases).weights
+    two = server(s, state, sorted(reversed(releases), key=lambda r: r.client)).weights
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_count_weighting_equals_repeating_rows():
-    from ddfed_federated.methods.sets import _weights
+    from ddfed_federated.parts.union import _weights
 
     sets = [
         {"y": torch.tensor([0, 0, 1]), "counts": [20, 5]},
@@ -158,19 +126,18 @@ def test_count_weighting_equals_repeating_rows():
 
 
 def test_no_release_at_all_is_an_error_of_the_round():
-    method, context = registry().load("federated", "feddm"), server_context(settings())
+    s = settings()
     with pytest.raises(FederationError, match="no client released"):
-        method.server(method.begin(context), [], context)
+        server(s, method_of(s).begin(server_context(s)), [])
 
 
 def test_fedavg_is_the_count_weighted_mean():
     s = settings("fedavg")
-    method, context = registry().load("federated", "fedavg"), server_context(s)
-    state = method.begin(context)
+    state = method_of(s).begin(server_context(s))
     a = {k: torch.full_like(v, 1.0) for k, v in state.weights.items()}
     b = {k: torch.full_like(v, 5.0) for k, v in state.weights.items()}
-    releases = [Release(0, 1, "weights", a, examples=30), Release(1, 1, "weights", b, examples=10)]
-    merged = method.server(state, releases, context)
+    releases = [Release(0, 1, {"weights": a}, examples=30), Release(1, 1, {"weights": b}, examples=10)]
+    merged = server(s, state, releases)
     assert all(torch.allclose(v, torch.full_like(v, 2.0)) for v in merged.weights.values())
     assert merged.round == 1
 
@@ -181,7 +148,7 @@ def test_fedprox_stays_nearer_to_the_global_weights():
     def distance(method: str, mu: float) -> float:
         s = settings(method, local={"proximal_mu": mu, "epochs": 5, "lr": 0.1})
         release, _ = client(s, 1, weights=weights)
-        return float(sum((release.arrays[k] - weights[k]).square().sum() for k in weights))
+        return float(sum((release.weights[k] - weights[k]).square().sum() for k in weights))
 
     assert distance("fedprox", 1.0) < 0.5 * distance("fedavg", 1.0)
     assert distance("fedprox", 0.0) == pytest.approx(distance("fedavg", 0.0))
@@ -191,25 +158,25 @@ def test_fedprox_stays_nearer_to_the_global_weights():
 def test_the_memory_of_flowers_strategies_survives_between_rounds(method):
     """Two rounds through plain states equal two rounds of one live Flower strategy."""
     s = settings(method)
-    ours, context = registry().load("federated", method), server_context(s)
+    context = server_context(s)
     updates = [
         {k: v + 0.1 * (r + 1) * torch.ones_like(v) for k, v in context.network().state_dict().items()} for r in range(2)
     ]
-    state = ours.begin(context)
+    state = method_of(s).begin(context)
     for r in range(2):
-        state = ours.server(state, [Release(0, r + 1, "weights", updates[r], examples=7)], context)
+        state = server(s, state, [Release(0, r + 1, {"weights": updates[r]}, examples=7)])
 
     from flwr.app import Array, ArrayRecord
 
-    from ddfed_federated.methods import averaging
+    from ddfed_federated.parts import averaging
 
-    live = ours.strategy(s.local)
+    live = method_of(s).phases[0].server.strategy(s.local)
     weights = context.network().state_dict()
     for r in range(2):
         arrays = ArrayRecord({k: Array(v.numpy()) for k, v in weights.items()})
         averaging._configure(live, r + 1, arrays)
         merged, _ = live.aggregate_train(
-            r + 1, [averaging._as_reply(Release(0, r + 1, "weights", updates[r], examples=7))]
+            r + 1, [averaging._as_reply(Release(0, r + 1, {"weights": updates[r]}, examples=7))]
         )
         weights = {k: torch.from_numpy(merged[k].numpy().copy()) for k in weights}
     for k in weights:
@@ -223,14 +190,13 @@ def test_one_client_with_everything_equals_central_distillation_around_the_model
     weights = server_context(s).network().state_dict()
     release, _ = client(s, 1, weights=weights)
     central = distill(PlainGate(TASK.train), DOMAIN, s.distill, Streams(0).child("client", 0), center=weights)
-    assert torch.equal(release.arrays["x"], central.decoded()[0])
+    assert torch.equal(release.set["x"], central.decoded()[0])
 
 
 def test_history_trains_on_the_sets_of_several_rounds():
     s = settings("random-fresh", server={"history": 2})
-    method, context = registry().load("federated", "random-fresh"), server_context(s)
-    state = method.begin(context)
+    state = method_of(s).begin(server_context(s))
     for number in (1, 2, 3):
-        state = method.server(state, [client(s, number)[0]], context)
+        state = server(s, state, [client(s, number)[0]])
     assert [len(r) for r in state.memory["sets"]] == [1, 1]
     assert isinstance(state, ServerState)

@@ -210,7 +210,7 @@ def test_a_class_that_nobody_holds_is_named(run):
 def test_uint8_costs_a_quarter_of_the_image_bytes(run):
     wide, _ = run(settings(distill={"ipc": 8}))
     narrow, _ = run(settings(distill={"ipc": 8}, federation={"codec": "uint8"}))
-    up = [s["methods"]["feddm"]["rows"][0]["bytes_up"]["images"] for s in (wide, narrow)]
+    up = [s["methods"]["feddm"]["rows"][0]["bytes_up"]["items"] for s in (wide, narrow)]
     assert 3.0 < up[0] / up[1] < 4.1
 
 

@@ -24,9 +24,8 @@ WEIGHTS = {
     "a.steps": torch.tensor(7),
     "m.empty": torch.zeros(0, 5),
 }
-A_SET = Release(
-    3, 2, "set", {"x": torch.randn(5, 3, 4, 4), "y": torch.tensor([0, 9, 1, 1, 4])}, 40, (4, 0, 36), {"loss": 0.5}
-)
+ITEMS = {"x": torch.randn(5, 3, 4, 4), "y": torch.tensor([0, 9, 1, 1, 4])}
+A_SET = Release(3, 2, {"set": ITEMS}, 40, (4, 0, 36), {"loss": 0.5}, phase="condense")
 
 
 def test_a_broadcast_comes_back_exactly_and_in_order():
@@ -51,28 +50,51 @@ def test_an_empty_broadcast_comes_back():
 
 def test_a_set_comes_back_exactly_in_float32():
     back = wire.decode_release(travel(wire.encode_release(A_SET)))
-    assert torch.equal(back.arrays["x"], A_SET.arrays["x"])
-    assert torch.equal(back.arrays["y"], A_SET.arrays["y"])
-    assert back.arrays["y"].dtype == torch.int64
-    assert (back.client, back.round, back.kind, back.examples) == (3, 2, "set", 40)
+    assert torch.equal(back.set["x"], ITEMS["x"])
+    assert torch.equal(back.set["y"], ITEMS["y"])
+    assert back.set["y"].dtype == torch.int64
+    assert (back.client, back.round, back.phase, set(back.payload), back.examples) == (3, 2, "condense", {"set"}, 40)
     assert (back.class_counts, dict(back.metrics)) == ((4, 0, 36), {"loss": 0.5})
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "uint8"])
 def test_an_empty_set_comes_back(codec):
-    empty = Release(0, 1, "set", {"x": torch.zeros(0, 3, 4, 4), "y": torch.zeros(0, dtype=torch.int64)})
+    empty = Release(0, 1, {"set": {"x": torch.zeros(0, 3, 4, 4), "y": torch.zeros(0, dtype=torch.int64)}})
     back = wire.decode_release(travel(wire.encode_release(empty, codec)))
-    assert back.arrays["x"].shape == (0, 3, 4, 4)
-    assert back.arrays["y"].shape == (0,)
+    assert back.set["x"].shape == (0, 3, 4, 4)
+    assert back.set["y"].shape == (0,)
     assert back.class_counts == ()
 
 
 def test_weights_and_empty_releases_come_back():
-    back = wire.decode_release(travel(wire.encode_release(Release(1, 1, "weights", WEIGHTS, 9), "uint8")))
-    assert all(torch.equal(back.arrays[k], v) for k, v in WEIGHTS.items())
-    assert list(back.arrays) == list(WEIGHTS)
-    nothing = wire.decode_release(travel(wire.encode_release(Release(1, 1, "empty"))))
-    assert (nothing.kind, nothing.arrays) == ("empty", {})
+    back = wire.decode_release(travel(wire.encode_release(Release(1, 1, {"weights": WEIGHTS}, 9), "uint8")))
+    assert all(torch.equal(back.weights[k], v) for k, v in WEIGHTS.items())
+    assert list(back.weights) == list(WEIGHTS)
+    nothing = wire.decode_release(travel(wire.encode_release(Release(1, 1))))
+    assert nothing.payload == {}
+
+
+def test_a_release_may_hold_several_things_at_once():
+    tables = {"means": torch.randn(3, 4), "radius": torch.tensor(1.5)}
+    soft = torch.softmax(torch.randn(5, 10), 1)
+    sent = Release(1, 1, {"set": {**ITEMS, "soft": soft}, "weights": WEIGHTS, "statistics": tables}, 9)
+    content = wire.encode_release(sent)
+    back = wire.decode_release(travel(content))
+    assert set(back.payload) == {"set", "weights", "statistics"}
+    assert torch.allclose(back.set["soft"], soft, atol=1e-3), "targets travel in half precision"
+    assert all(torch.equal(back.statistics[k], v) for k, v in tables.items())
+    spent = wire.payload_bytes(content)
+    assert all(spent[what] > 0 for what in wire.SPENT)
+    assert sum(spent.values()) == len(recorddict_to_proto(content).SerializeToString())
+
+
+def test_what_is_sent_down_is_booked_by_its_name():
+    arrays = {"peers/x": torch.zeros(100), "peers/y": torch.zeros(10), "logits": torch.zeros(50)}
+    down = wire.payload_bytes(wire.encode_broadcast(Broadcast(1, {}, arrays), wire.Order(0)))
+    assert 400 < down["items"] < 600
+    assert 40 < down["labels"] < 240
+    assert 200 < down["statistics"] < 400
+    assert down["weights"] == 0
 
 
 def test_layouts_of_memory_do_not_matter():
@@ -88,10 +110,10 @@ def test_bytes_add_up_and_are_what_is_serialised():
     content = wire.encode_release(A_SET, "uint8")
     spent = wire.payload_bytes(content)
     assert sum(spent.values()) == len(recorddict_to_proto(content).SerializeToString())
-    pixels = A_SET.arrays["x"].numel()
+    pixels = ITEMS["x"].numel()
     assert spent["weights"] == 0
     # Three arrays: pixels and the two ranges, each with a header of at most 200 bytes.
-    assert pixels + 24 < spent["images"] < pixels + 24 + 600
+    assert pixels + 24 < spent["items"] < pixels + 24 + 600
     assert 10 < spent["labels"] < 10 + 200
     down = wire.payload_bytes(wire.encode_broadcast(Broadcast(1, {"w": torch.zeros(1000)}), wire.Order(0)))
     assert 4000 < down["weights"] < 4200
@@ -101,11 +123,10 @@ def test_bytes_add_up_and_are_what_is_serialised():
 @pytest.mark.parametrize(
     ("release", "message"),
     [
-        (Release(0, 1, "sets"), "possible are 'set'"),
-        (Release(0, 1, "set", {"x": torch.zeros(1, 1)}), "a set has the arrays"),
-        (Release(0, 1, "set", {"x": torch.zeros(1, 1), "y": torch.tensor([0.5])}), "hard labels"),
-        (Release(0, 1, "set", {"x": torch.zeros(1, 1), "y": torch.tensor([40000])}), "int16"),
-        (Release(0, 1, "empty", {"x": torch.zeros(1)}), "'empty' release holds"),
+        (Release(0, 1, {"sets": {}}), "possible are 'set'"),
+        (Release(0, 1, {"set": {"x": torch.zeros(1, 1)}}), "a set has the arrays"),
+        (Release(0, 1, {"set": {"x": torch.zeros(1, 1), "y": torch.tensor([0.5])}}), "holds classes"),
+        (Release(0, 1, {"set": {"x": torch.zeros(1, 1), "y": torch.tensor([40000])}}), "int16"),
     ],
 )
 def test_releases_that_cannot_travel_are_refused(release, message):
@@ -152,16 +173,14 @@ def _bytes(edit):
     "change",
     [
         lambda c: c.pop("release"),
-        lambda c: c.pop("set"),
         lambda c: c.pop("counts"),
         lambda c: c.pop("metrics"),
         lambda c: c.update({"release": MetricRecord()}),
         lambda c: c.update({"set": ConfigRecord()}),
-        *[_without("release", k) for k in ("round", "client", "kind", "codec")],
+        *[_without("release", k) for k in ("round", "phase", "client", "codec")],
         *[_without("counts", k) for k in ("examples", "class-counts")],
         _with("release", "round", "one"),
         _with("release", "client", True),
-        _with("release", "kind", "sets"),
         _with("release", "codec", "zip"),
         _with("counts", "examples", 1.5),
         _with("counts", "class-counts", [0.5]),
@@ -201,7 +220,9 @@ def test_too_large_a_release_is_refused_unread(monkeypatch):
         wire.decode_release(wire.encode_release(A_SET))
 
 
-@pytest.mark.parametrize("key", ["round", "client", "settings", "codec", "client-threads", "worker", "limit-seconds"])
+@pytest.mark.parametrize(
+    "key", ["round", "phase", "client", "settings", "codec", "client-threads", "worker", "limit-seconds"]
+)
 def test_broken_broadcasts_are_release_errors(key):
     content = wire.encode_broadcast(Broadcast(1), wire.Order(0))
     del content["order"][key]
@@ -233,7 +254,7 @@ def test_a_ledger_travels_with_its_release():
     ledger = Ledger()
     for _ in range(3):
         ledger.append(PrivacyEvent("gaussian", "means", "client 1", parameters=(("sigma", 2.0),)))
-    sent = Release(1, 2, "empty", ledger=ledger)
+    sent = Release(1, 2, ledger=ledger)
     assert wire.decode_release(travel(wire.encode_release(sent))).ledger == ledger
 
 
@@ -251,7 +272,7 @@ def test_a_ledger_travels_with_its_release():
     ],
 )
 def test_a_ledger_that_is_none_is_refused(text: str, why: str | None):
-    content = wire.encode_release(Release(0, 1, "empty"))
+    content = wire.encode_release(Release(0, 1))
     content["release"]["ledger"] = text
     if why is None:
         assert not wire.decode_release(content).ledger.counts, "an empty object holds no events"

@@ -149,6 +149,18 @@ def hello(message: Message, context: Context) -> Message:
     return Message(RecordDict({"hello": numbers, "about": about}), reply_to=message)
 
 
+@app.query("get_state")
+def get_state(message: Message, context: Context) -> Message:
+    """What the client remembers, for the checkpoint of a simulation."""
+    try:
+        _simulated_only()
+        stored = context.state.get(_STATE)
+    except Exception as error:
+        return failure(error, message)
+    record = stored if isinstance(stored, ArrayRecord) else ArrayRecord()
+    return Message(RecordDict({_STATE: record}), reply_to=message)
+
+
 @app.query("set_state")
 def set_state(message: Message, context: Context) -> Message:
     """Put a stored state back when a simulation is resumed."""

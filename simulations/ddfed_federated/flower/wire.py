@@ -2,11 +2,12 @@
 
 One layout for all methods::
 
-    down   config "order": round, client, method, settings (JSON text), codec, client-threads, worker
+    down   config "order": round, phase, client, method, settings (JSON text), codec, client-threads, worker
            arrays "weights": the global model's state dict      arrays "arrays": anything else
            metrics "scalars"
-    up     config "release": round, client, kind, codec, ledger (JSON text)
-           arrays "set": x (+ x_low, x_high), y as int16   or   arrays "weights": named tensors
+    up     config "release": round, phase, client, codec, ledger (JSON text)
+           any of: arrays "set": x (+ x_low, x_high), y as int16, soft as float16
+                   arrays "weights": named tensors              arrays "statistics": named tables
            metrics "counts": examples, class-counts             metrics "metrics"
 
 A set is two to four arrays however many classes it holds: each array costs a header of about 150 bytes.
@@ -31,14 +32,15 @@ from flwr.common.serde import array_to_proto, recorddict_to_proto
 from torch import Tensor
 
 from ddfed.errors import ReleaseError, one_of
-from ddfed.federation import MAX_RELEASE_BYTES, Broadcast, Release
+from ddfed.federation import MAX_RELEASE_BYTES, PAYLOADS, Broadcast, Release
 from ddfed.ledger import Ledger
 from ddfed_federated import codecs
 
 #: ``module:function`` that does a client's work; see `client_app`.
 DEFAULT_WORKER = "ddfed_federated.worker:answer"
 
-KINDS = ("set", "weights", "empty")
+#: What bytes are spent on.
+SPENT = ("weights", "items", "labels", "statistics", "control")
 #: An honest round asks a handful of questions; equal ones are counted, not listed.
 MAX_LEDGER_CHARACTERS = 2**16
 _INT16_MAX = 2**15 - 1
@@ -189,6 +191,7 @@ def encode_broadcasts(broadcast: Broadcast, orders: list[Order]) -> list[RecordD
         config = ConfigRecord(
             {
                 "round": int(broadcast.round),
+                "phase": broadcast.phase,
                 "client": int(order.client),
                 "method": order.method,
                 "settings": order.settings,
@@ -221,6 +224,7 @@ def decode_broadcast(content: RecordDict) -> tuple[Broadcast, Order]:
     )
     broadcast = Broadcast(
         round=_field(config, "round", int, who),
+        phase=_field(config, "phase", str, who),
         weights=unpack(_record(content, "weights", ArrayRecord, who), who),
         arrays=unpack(_record(content, "arrays", ArrayRecord, who), who),
         scalars=_floats(_record(content, "scalars", MetricRecord, who), who),
@@ -231,7 +235,7 @@ def decode_broadcast(content: RecordDict) -> tuple[Broadcast, Order]:
 def _pack_labels(y: Tensor) -> Tensor:
     if y.is_floating_point() or y.is_complex():
         raise ReleaseError(
-            f"labels of a set are {y.dtype}; hard labels (integers) travel, soft ones have no layout yet"
+            f"labels of a set are {y.dtype}; 'y' holds classes (integers), soft targets travel as 'soft'"
         )
     if y.numel() and int(y.abs().max()) > _INT16_MAX:
         raise ReleaseError(
@@ -244,20 +248,24 @@ def encode_release(release: Release, codec: str = "float32") -> RecordDict:
     """A reply's content.
 
     Args:
-        release: the codec is applied to ``x`` of a set; weights travel as float32.
+        release: the codec is applied to ``x`` of a set; weights travel as float32, soft labels as float16, tables in
+            their dtype.
         codec: one of `codecs.CODECS`.
 
     Raises:
-        ReleaseError: an unknown kind, a set without ``x`` and ``y``, or values the codec cannot hold.
+        ReleaseError: an unknown payload, a set without ``x`` and ``y``, or values the codec cannot hold.
         UnknownNameError: no such codec.
     """
     who = f"client {release.client}, round {release.round}"
     name = codecs.codec_name(codec)
+    odd = sorted(set(release.payload) - set(PAYLOADS))
+    if odd:
+        raise ReleaseError(f"{who}: unknown payload {odd[0]!r}; possible are {one_of(PAYLOADS)}")
     config = ConfigRecord(
         {
             "round": int(release.round),
+            "phase": release.phase,
             "client": int(release.client),
-            "kind": release.kind,
             "codec": name,
             "ledger": json.dumps(release.ledger.to_json(), separators=(",", ":")),
         }
@@ -270,18 +278,22 @@ def encode_release(release: Release, codec: str = "float32") -> RecordDict:
             "metrics": MetricRecord({key: float(value) for key, value in release.metrics.items()}),
         }
     )
-    if release.kind == "set":
-        if set(release.arrays) != {"x", "y"}:
-            raise ReleaseError(f"{who}: a set has the arrays 'x' and 'y', got {one_of(sorted(release.arrays))}")
-        items = codecs.encode(release.arrays["x"], name)
-        content["set"] = pack({**items, "y": _pack_labels(release.arrays["y"])})
-    elif release.kind == "weights":
-        content["weights"] = pack(_plain(release.arrays))
-    elif release.kind != "empty":
-        raise ReleaseError(f"{who}: unknown kind {release.kind!r}; possible are {one_of(KINDS)}")
-    elif release.arrays:
-        raise ReleaseError(f"{who}: an 'empty' release holds arrays {one_of(sorted(release.arrays))}")
+    if release.set:
+        content["set"] = _pack_set(release.set, name, who)
+    if release.weights:
+        content["weights"] = pack(_plain(release.weights))
+    if release.statistics:
+        content["statistics"] = pack(release.statistics)
     return content
+
+
+def _pack_set(arrays: Mapping[str, Tensor], codec: str, who: str) -> ArrayRecord:
+    if not {"x", "y"} <= set(arrays) <= {"x", "y", "soft"}:
+        raise ReleaseError(f"{who}: a set has the arrays 'x', 'y' and may have 'soft', got {one_of(sorted(arrays))}")
+    packed = {**codecs.encode(arrays["x"], codec), "y": _pack_labels(arrays["y"])}
+    if "soft" in arrays:
+        packed["soft"] = arrays["soft"].to(torch.float16)
+    return pack(packed)
 
 
 def decode_release(content: RecordDict) -> Release:
@@ -294,7 +306,6 @@ def decode_release(content: RecordDict) -> Release:
     client = _field(config, "client", int, "release")
     round_number = _field(config, "round", int, "release")
     who = f"client {client}, round {round_number}"
-    kind = _field(config, "kind", str, who)
     counts = _record(content, "counts", MetricRecord, who)
     per_class = _field(counts, "class-counts", list, who)
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in per_class):
@@ -302,8 +313,8 @@ def decode_release(content: RecordDict) -> Release:
     return Release(
         client=client,
         round=round_number,
-        kind=kind,
-        arrays=_decode_arrays(content, kind, _field(config, "codec", str, who), who),
+        phase=_field(config, "phase", str, who),
+        payload=_decode_payload(content, _field(config, "codec", str, who), who),
         examples=_field(counts, "examples", int, who),
         class_counts=tuple(per_class),
         metrics=_floats(_record(content, "metrics", MetricRecord, who), who),
@@ -323,42 +334,58 @@ def _ledger(text: str, who: str) -> Ledger:
         raise ReleaseError(f"{who}: its ledger is not a list of privacy events") from None
 
 
-def _decode_arrays(content: RecordDict, kind: str, codec: str, who: str) -> dict[str, Tensor]:
-    if kind == "empty":
-        return {}
-    if kind == "weights":
-        return unpack(_record(content, "weights", ArrayRecord, who), who, MAX_RELEASE_BYTES)
-    if kind != "set":
-        raise ReleaseError(f"{who}: unknown kind {kind!r}; possible are {one_of(KINDS)}")
+def _decode_payload(content: RecordDict, codec: str, who: str) -> dict[str, dict[str, Tensor]]:
+    arrays = {
+        kind: unpack(_record(content, kind, ArrayRecord, who), who, MAX_RELEASE_BYTES)
+        for kind in PAYLOADS
+        if kind in content
+    }
+    if "set" in arrays:
+        arrays["set"] = _unpack_set(arrays["set"], codec, who)
+    return arrays
+
+
+def _unpack_set(parts: Mapping[str, Tensor], codec: str, who: str) -> dict[str, Tensor]:
     if codec not in codecs.CODECS:
         raise ReleaseError(f"{who}: unknown codec {codec!r}; possible are {one_of(codecs.CODECS)}")
-    parts = unpack(_record(content, "set", ArrayRecord, who), who, MAX_RELEASE_BYTES)
     wanted = {*codecs.parts_of(codec), "y"}
-    if set(parts) != wanted:
+    if set(parts) not in (wanted, wanted | {"soft"}):
         raise ReleaseError(f"{who}: a set in {codec!r} has {one_of(sorted(wanted))}, got {one_of(sorted(parts))}")
     if parts["y"].dtype != torch.int16:
         raise ReleaseError(f"{who}: labels travel as int16, got {parts['y'].dtype}")
     try:
-        x = codecs.decode(parts, codec)
+        x = codecs.decode({k: v for k, v in parts.items() if k != "soft"}, codec)
     except ReleaseError as error:
         raise ReleaseError(f"{who}: {error}") from error
-    return {"x": x, "y": parts["y"].to(torch.int64)}
+    soft = {"soft": parts["soft"].to(torch.float32)} if "soft" in parts else {}
+    return {"x": x, "y": parts["y"].to(torch.int64), **soft}
 
 
 def payload_bytes(content: RecordDict) -> dict[str, int]:
     """Serialised size of a message's content, by what it is spent on.
 
     Returns:
-        Bytes under ``weights``, ``images``, ``labels`` and ``control`` (everything else: settings, metrics,
-        record headers); their sum is the size of the serialised content. Array headers count with the array.
+        Bytes under the names of `SPENT`, where ``control`` is everything else (settings, metrics, record headers);
+        their sum is the size of the serialised content. Array headers count with the array. What a method sends
+        down beside weights counts by its name: ``.../x`` as items, ``.../y`` as labels, all else as statistics.
     """
-    spent = {"weights": 0, "images": 0, "labels": 0, "control": 0}
+    spent = dict.fromkeys(SPENT, 0)
     for record_name, record in content.array_records.items():
         for name, array in record.items():
-            what = "weights" if record_name != "set" else "labels" if name == "y" else "images"
-            spent[what] += array_to_proto(array).ByteSize()
+            spent[_spent_on(record_name, name)] += array_to_proto(array).ByteSize()
     spent["control"] = recorddict_to_proto(content).ByteSize() - sum(spent.values())
     return spent
+
+
+def _spent_on(record: str, name: str) -> str:
+    if record == "weights":
+        return "weights"
+    last = name.rpartition("/")[2]
+    if record == "set":
+        return "labels" if last in ("y", "soft") else "items"
+    if record == "arrays" and "/" in name:
+        return {"x": "items", "y": "labels", "soft": "labels"}.get(last, "statistics")
+    return "statistics"
 
 
 def error_text(reply: Message, limit: int = 500) -> str:

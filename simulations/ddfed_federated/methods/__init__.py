@@ -1,5 +1,21 @@
-"""Federated methods: declarations whose client and server are pure functions."""
+"""Federated methods: declarations of phases, whose parts are in `ddfed_federated.parts`."""
 
-from ddfed_federated.methods.base import ClientContext, FederatedMethod, ServerContext, ServerState, train_on_records
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    FederatedMethod,
+    Phase,
+    ServerContext,
+    ServerPart,
+    ServerState,
+)
 
-__all__ = ["ClientContext", "FederatedMethod", "ServerContext", "ServerState", "train_on_records"]
+__all__ = [
+    "ClientContext",
+    "ClientPart",
+    "FederatedMethod",
+    "Phase",
+    "ServerContext",
+    "ServerPart",
+    "ServerState",
+]

@@ -1,81 +1,125 @@
-"""What a federated method is made of."""
+"""What a federated method is: phases, each a part for the client and a part for the server.
+
+The parts are the slots of the common map of the field: how a client makes what it sends (engine, networks that judge,
+release: P1 to P3), what the server makes of it (merge, training: P4, P5) and what it sends down (P6). They are plain
+functions of typed records, so a round is a checkpoint and every back end runs the same code.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddfed.data import RealData, Task
+from ddfed.data import Task
 from ddfed.devices import resolve_device
 from ddfed.domain import Domain, Network
-from ddfed.evaluate import Protocol, train
-from ddfed.federation import Broadcast, Release
+from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
-from ddfed.store import HardLabels
-from ddfed_federated.settings import LocalSettings, SimulateSettings
+from ddfed.settings import Settings
+from ddfed_federated.settings import SimulateSettings
 
 ClientState = dict[str, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class ClientContext:
-    """What a client function may use beside its data.
+    """What a client's part may use beside its data.
 
     Args:
         client: partition id.
-        settings: the run's settings.
+        settings: the run's settings, resolved for this method.
         domain: modality adapter.
         streams: hang on the run's seed and the partition id, never on order or node ids.
+        options: the method's own settings.
+        device: where networks live.
+        test: the client's own test rows, for methods with a model of its own; None where it has none.
     """
 
     client: int
     settings: SimulateSettings
     domain: Domain
     streams: Streams
+    options: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    test: Any = None
+
+    def release(self, broadcast: Broadcast, payload: Mapping[str, Any] | None = None, **about: Any) -> Release:
+        """An answer to a broadcast; without a payload the client has nothing to send."""
+        return Release(self.client, broadcast.round, payload or {}, phase=broadcast.phase, **about)
+
+    def network(self, info: Any, weights: Mapping[str, Tensor] | None = None) -> Network:
+        """This client's network: with the given weights, else initialised from the client's own stream."""
+        name = network_name(self.settings, self.client) or self.domain.default_network(info)
+        # Given weights overwrite the initial ones, so those need no stream of their own.
+        with isolated(0 if weights is not None else self.streams.seed("network")):
+            net = self.domain.network(name, info).to(self.device)
+        if weights is not None:
+            net.load_state_dict(dict(weights))
+        return net
 
 
 @dataclass(frozen=True, eq=False)
 class ServerContext:
-    """What a server function may use.
+    """What a server's part may use.
 
     Args:
-        settings: the run's settings.
+        settings: the run's settings, resolved for this method.
         domain: modality adapter.
         task: only its public facts may be used; the test split is for evaluation outside.
         streams: the server's streams.
+        options: the method's own settings.
+        device: where networks live.
     """
 
     settings: SimulateSettings
     domain: Domain
     task: Task
     streams: Streams
+    options: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
-    def of(cls, settings: SimulateSettings, domain: Domain, task: Task) -> ServerContext:
+    def of(cls, settings: SimulateSettings, domain: Domain, task: Task, options: Any = None) -> ServerContext:
         """That of a run: streams do not name the method, so every method starts from the same global network."""
         streams = Streams(settings.run.seed).child("server side")
-        return cls(settings, domain, task, streams, resolve_device(settings.run.device))
+        return cls(settings, domain, task, streams, options, resolve_device(settings.run.device))
 
-    def network(self) -> Network:
-        """The global network, initialised from the run's seed."""
+    def network(self, weights: Mapping[str, Tensor] | None = None, *names: str | int) -> Network:
+        """The global network: with the given weights, else initialised from the run's seed (and ``names``)."""
         info = self.task.info
-        with isolated(self.streams.seed("global network")):
+        with isolated(self.streams.seed("global network", *names)):
             name = self.settings.distill.network or self.domain.default_network(info)
-            return self.domain.network(name, info).to(self.device)
+            net = self.domain.network(name, info).to(self.device)
+        if weights is not None:
+            net.load_state_dict(dict(weights))
+        return net
+
+    def network_of(self, client: int, weights: Mapping[str, Tensor] | None = None) -> Network:
+        """A network of the structure that a client has."""
+        name = network_name(self.settings, client) or self.domain.default_network(self.task.info)
+        with isolated(0):
+            net = self.domain.network(name, self.task.info).to(self.device)
+        if weights is not None:
+            net.load_state_dict(dict(weights))
+        return net
+
+
+def network_name(settings: SimulateSettings, client: int) -> str:
+    """The structure that a client trains; empty for the domain's default."""
+    several = settings.federation.networks
+    return several[client % len(several)] if several else settings.distill.network
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """The server's memory between rounds; tensors and JSON only, so that a round is a checkpoint.
+    """The server's memory between phases; tensors and JSON only, so that a round is a checkpoint.
 
     Args:
         round: last finished round, 0 before the first.
@@ -87,90 +131,158 @@ class ServerState:
     weights: dict[str, Tensor]
     memory: dict[str, Any] = field(default_factory=dict)
 
+    def having(self, net: Network | None = None, **memory: Any) -> ServerState:
+        """The same with a trained network's weights and with other memories."""
+        weights = self.weights if net is None else weights_of(net)
+        return replace(self, weights=weights, memory={**self.memory, **memory})
 
-class FederatedMethod(ABC):
-    """A method as a declaration and two pure functions.
 
-    Attributes:
+def weights_of(net: Network) -> dict[str, Tensor]:
+    """A state dict that nobody changes any more, on the CPU."""
+    return {k: v.detach().cpu().clone() for k, v in net.state_dict().items()}
+
+
+class ClientPart(ABC):
+    """What a client does in a phase: engine, networks that judge, release (P1 to P3)."""
+
+    #: it remembers something from round to round
+    stateful: bool = False
+
+    @abstractmethod
+    def __call__(
+        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
+    ) -> tuple[Release, ClientState]:
+        """Answer one broadcast."""
+
+    @abstractmethod
+    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
+        """What the server may be sent by this part; anything else is refused."""
+
+    def remembers(self, settings: SimulateSettings) -> bool:
+        """Whether a client's memory matters under these settings."""
+        return self.stateful
+
+
+class ServerPart(ABC):
+    """What the server makes of a phase's valid releases: merge and training (P4, P5)."""
+
+    @abstractmethod
+    def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
+        """Merge ``releases``, sorted by client, none of them empty. The engine counts the round."""
+
+
+Down = Callable[[ServerState, ServerContext], Broadcast]
+
+
+def send_weights(state: ServerState, context: ServerContext) -> Broadcast:
+    """P6: the global model."""
+    return Broadcast(0, weights=state.weights)
+
+
+def send_nothing(state: ServerState, context: ServerContext) -> Broadcast:
+    """P6: the task is all that a client needs to know."""
+    return Broadcast(0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One exchange: broadcast, answers, merge.
+
+    Args:
+        name: for messages and ledgers.
+        client: see `ClientPart`.
+        server: see `ServerPart`.
+        down: what is sent to the clients; round and phase are filled in.
+    """
+
+    name: str
+    client: ClientPart
+    server: ServerPart
+    down: Down = send_weights
+
+    def broadcast(self, number: int, state: ServerState, context: ServerContext) -> Broadcast:
+        return replace(self.down(state, context), round=number, phase=self.name)
+
+
+def begin_with_network(context: ServerContext) -> ServerState:
+    """Before the first round: the global network as the seed gives it."""
+    return ServerState(0, weights_of(context.network()))
+
+
+class NoOptions(Settings):
+    """A method without settings of its own."""
+
+
+@dataclass(frozen=True)
+class FederatedMethod:
+    """A method as a declaration.
+
+    Args:
         name: the paper's short name.
         title: one line.
         citation: authors, title, venue.
-        sends: ``"set"`` or ``"weights"``.
+        phases: of every round, in their order.
+        setup: held once, before the first round; booked as round 0.
+        options: its own settings, with their defaults.
         defaults: settings (by section) that differ from the common ones.
         presets: differences for data sets and budgets.
         departures: where this departs from the paper.
+        one_shot: there is one round, whatever the other methods of a comparison have.
+        control: it is compared with the main method, so it takes over that method's settings.
+        personal: clients keep models of their own; accuracy is the mean of what they report.
+        begin: the server's state before anything is sent.
     """
 
     name: str
     title: str
     citation: str
-    sends: str
-    defaults: Mapping[str, Any] = {}
+    phases: tuple[Phase, ...]
+    setup: tuple[Phase, ...] = ()
+    options: type[Settings] = NoOptions
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     presets: tuple[Preset, ...] = ()
     departures: tuple[str, ...] = ()
+    one_shot: bool = False
+    control: bool = False
+    personal: bool = False
+    begin: Callable[[ServerContext], ServerState] = begin_with_network
 
-    def restart_of(self, settings: SimulateSettings) -> str:
-        """Where a client's set starts each round: ``same``, ``fresh`` or ``previous``."""
-        return settings.federation.restart
+    def phase(self, name: str) -> Phase:
+        """The phase of that name.
 
-    @abstractmethod
-    def client(
-        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
-    ) -> tuple[Release, ClientState]:
-        """One client, one round."""
+        Raises:
+            KeyError: there is none.
+        """
+        return {p.name: p for p in (*self.setup, *self.phases)}[name]
 
-    @abstractmethod
-    def server(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
-        """Merge the valid releases of a round, sorted by client, and train the global model."""
+    def rounds(self, settings: SimulateSettings) -> int:
+        """How many it holds."""
+        return 1 if self.one_shot else settings.federation.rounds
 
-    def begin(self, context: ServerContext) -> ServerState:
-        """The state before the first round."""
-        return ServerState(0, {k: v.cpu().clone() for k, v in context.network().state_dict().items()})
+    def remembers(self, settings: SimulateSettings) -> bool:
+        """Whether its clients have a memory that a resumed simulation must give back."""
+        return any(p.client.remembers(settings) for p in (*self.setup, *self.phases))
 
-    def broadcast(self, state: ServerState) -> Broadcast:
-        """What is sent to every client of the round after ``state.round``."""
-        return Broadcast(round=state.round + 1, weights=state.weights)
+    @property
+    def sends_sets(self) -> bool:
+        """Whether clients make sets, as opposed to training on their records alone."""
+        return any(getattr(p.client, "distils_sets", False) for p in (*self.setup, *self.phases))
 
 
-def train_on_records(
-    net: Network,
-    data: RealData,
-    local: LocalSettings,
-    streams: Streams,
-    device: torch.device,
-    *,
-    epochs: int | None = None,
-    pull: Callable[[], Tensor] | None = None,
-) -> Network:
-    """Train a network in place as clients of averaging methods train theirs.
-
-    Args:
-        net: on its device.
-        data: real rows, at least one.
-        local: how.
-        streams: order and the network's own randomness (dropout) hang below these.
-        device: that of the network.
-        epochs: in place of those of ``local``.
-        pull: what is added to the loss of every row, scalar; None for nothing.
-    """
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        rows = HardLabels.loss(logits, targets)
-        return rows if pull is None else rows + pull()
-
-    def rows(index: Tensor) -> tuple[Tensor, Tensor]:
-        batch = data.batch(index)
-        return batch.inputs.to(device), batch.classes.to(device)
-
-    protocol = Protocol(
-        name="local",
-        epochs=local.epochs if epochs is None else epochs,
-        lr=local.lr,
-        momentum=local.momentum,
-        weight_decay=local.weight_decay,
-        batch=local.batch,
-        optimizer=local.optimizer,
-        drops=(),
-    )
-    with isolated(streams.seed("noise")):
-        return train(net, rows, len(data), loss, protocol, None, streams)
+__all__ = [
+    "ClientContext",
+    "ClientPart",
+    "ClientState",
+    "Down",
+    "FederatedMethod",
+    "NoOptions",
+    "Phase",
+    "ServerContext",
+    "ServerPart",
+    "ServerState",
+    "begin_with_network",
+    "network_name",
+    "send_nothing",
+    "send_weights",
+    "weights_of",
+]

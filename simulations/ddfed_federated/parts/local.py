@@ -1,0 +1,160 @@
+"""Client part: train the global model on the client's own rows (P1 ``sgd``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ddfed.data import RealData
+from ddfed.domain import Network
+from ddfed.evaluate import Protocol, train
+from ddfed.federation import Broadcast, Expectation, Release
+from ddfed.gate import Gate
+from ddfed.seeds import Streams, isolated
+from ddfed.store import HardLabels
+from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState, weights_of
+from ddfed_federated.settings import LocalSettings
+
+#: Adds a scalar to the loss of every row.
+Pull = Callable[[], Tensor]
+
+
+class Correction:
+    """What a method changes about local training. This one changes nothing: FedAvg.
+
+    A correction is a value; what it remembers from round to round lies in the client's state.
+    """
+
+    #: it remembers something from round to round
+    stateful = False
+
+    def tables(self, context: ServerContext) -> Mapping[str, tuple[int | None, ...]]:
+        """Shapes of the tables that are sent beside the weights."""
+        return {}
+
+    def pull(self, net: Network, state: ClientState, broadcast: Broadcast, context: ClientContext) -> Pull | None:
+        """What is added to the loss of every row of a batch; ``net`` holds the global weights when this is asked."""
+        return None
+
+    def dressed(self, net: Network, state: ClientState, broadcast: Broadcast, context: ClientContext) -> nn.Module:
+        """What is trained in place of ``net``: a module that shares its weights and may show more than logits."""
+        return net
+
+    def row_loss(self, shown: Tensor, classes: Tensor, context: ClientContext) -> Tensor:
+        """Loss of each row from what the dressed network shows, (rows,)."""
+        return HardLabels.loss(shown, classes)
+
+    def after(
+        self, net: Network, state: ClientState, broadcast: Broadcast, context: ClientContext, steps: int
+    ) -> tuple[Mapping[str, Tensor], ClientState]:
+        """Tables to send, and the new memory, once ``net`` has made its steps."""
+        return {}, state
+
+
+class Proximal(Correction):
+    """(mu / 2) |w - w_r|^2 over all parameters (Li et al., FedProx, MLSys 2020, equation 2)."""
+
+    def pull(self, net: Network, state: ClientState, broadcast: Broadcast, context: ClientContext) -> Pull | None:
+        mu = context.settings.local.proximal_mu
+        if not mu:
+            return None
+        anchor = [p.detach().clone() for p in net.parameters()]
+
+        def distance() -> Tensor:
+            apart = [(p - a).square().sum() for p, a in zip(net.parameters(), anchor)]
+            return 0.5 * mu * torch.stack(apart).sum()
+
+        return distance
+
+
+@dataclass(frozen=True)
+class Trains(ClientPart):
+    """Train the global model on the client's rows and send the weights."""
+
+    correction: Correction = Correction()
+
+    @property
+    def stateful(self) -> bool:  # type: ignore[override]
+        return self.correction.stateful
+
+    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
+        tables = self.correction.tables(context)
+        return Expectation(
+            ("weights", "statistics") if tables else ("weights",), weights=state.weights, statistics=tables
+        )
+
+    def __call__(
+        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
+    ) -> tuple[Release, ClientState]:
+        data = gate.raw("local training")
+        if not len(data):
+            return context.release(broadcast), state
+        local, correction = context.settings.local, self.correction
+        net = context.network(gate.info, broadcast.weights)
+        pull = correction.pull(net, state, broadcast, context)
+        train_on_records(
+            correction.dressed(net, state, broadcast, context),
+            data,
+            local,
+            context.streams.child("local", broadcast.round),
+            context.device,
+            pull=pull,
+            row_loss=lambda shown, classes: correction.row_loss(shown, classes, context),
+        )
+        tables, state = correction.after(net, state, broadcast, context, steps_of(len(data), local))
+        payload = {"weights": weights_of(net), **({"statistics": dict(tables)} if tables else {})}
+        return context.release(broadcast, payload, examples=len(data)), state
+
+
+def steps_of(rows: int, local: LocalSettings) -> int:
+    """Optimiser steps that a client with so many rows makes in a round."""
+    return local.epochs * (-(-rows // local.batch) if local.batch else 1)
+
+
+def train_on_records(
+    net: nn.Module,
+    data: RealData,
+    local: LocalSettings,
+    streams: Streams,
+    device: torch.device,
+    *,
+    epochs: int | None = None,
+    pull: Pull | None = None,
+    row_loss: Callable[[Tensor, Tensor], Tensor] = HardLabels.loss,
+) -> nn.Module:
+    """Train a network in place as clients of averaging methods train theirs.
+
+    Args:
+        net: on its device.
+        data: real rows, at least one.
+        local: how.
+        streams: order and the network's own randomness (dropout) hang below these.
+        device: that of the network.
+        epochs: in place of those of ``local``.
+        pull: what is added to the loss of every row, scalar; None for nothing.
+        row_loss: (what the network shows, classes) -> (rows,).
+    """
+
+    def loss(shown: Tensor, targets: Tensor) -> Tensor:
+        rows = row_loss(shown, targets)
+        return rows if pull is None else rows + pull()
+
+    def rows(index: Tensor) -> tuple[Tensor, Tensor]:
+        batch = data.batch(index)
+        return batch.inputs.to(device), batch.classes.to(device)
+
+    protocol = Protocol(
+        name="local",
+        epochs=local.epochs if epochs is None else epochs,
+        lr=local.lr,
+        momentum=local.momentum,
+        weight_decay=local.weight_decay,
+        batch=local.batch,
+        optimizer=local.optimizer,
+        drops=(),
+    )
+    with isolated(streams.seed("noise")):
+        return train(net, rows, len(data), loss, protocol, None, streams)  # type: ignore[arg-type]
