@@ -215,3 +215,29 @@ def test_rows_that_are_seen_together_have_no_skew(monkeypatch):
     monkeypatch.setattr(ImageDomain, "capabilities", Capabilities(independent_rows=False))
     with pytest.raises(ConfigError, match="seen together"):
         check_simulate(settings(federation={"skew": "noise"}))
+
+
+def test_a_personal_model_is_judged_as_its_client_sees(monkeypatch):
+    """Only then is the test split seen through the client's view; the global model's is left as it is."""
+    from types import SimpleNamespace
+
+    from ddfed.federation import Broadcast, Release
+    from ddfed_federated import worker
+
+    s = settings(federation={"skew": "contrast", "skew_options": {"factor": 3}})
+    seen = {}
+
+    def client(state, gate, broadcast, context):
+        seen[personal] = context.test
+        return Release(context.client, 1, "empty"), {}
+
+    for personal in (False, True):
+        method = SimpleNamespace(
+            name="own", control=False, personal=personal, phase=lambda _: SimpleNamespace(client=client)
+        )
+        monkeypatch.setattr(worker, "registry", lambda method=method: SimpleNamespace(load=lambda *_: method))
+        monkeypatch.setattr(worker, "options_of", lambda _: None)
+        worker.answer(s.model_dump_json(), 2, Broadcast(1), {})
+    test = load_task(s)[1].test
+    assert seen[False] is test
+    torch.testing.assert_close(seen[True].inputs, contrast(test.inputs * test.scale, 2, 3, STREAMS, factor=3))
