@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @experiment_options("Items per class and client.")
-@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity, ...")
+@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, natural, file, ...")
 @click.option(
-    "--alpha", type=float, help="Concentration of the splits dirichlet and quantity (0.5); smaller is more uneven."
+    "--alpha", type=float, help="Concentration of the Dirichlet splits and of quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
 @click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")
@@ -154,9 +154,11 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 def _print(summary: dict[str, Any], path: Path) -> None:
     from ddfed_federated.measures import kept_ties
-    from ddfed_federated.report import METHOD_COLUMNS, method_rows
+    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows
 
     table(METHOD_COLUMNS, method_rows(summary))
+    if client_line(summary):
+        click.echo(f"\n{client_line(summary)}")
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

@@ -41,14 +41,30 @@ def ddfed_register(registry: Registry) -> None:
          "Reddi et al., ICLR 2021", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
-    for name, summary in (
-        ("iid", "one shuffled order, cut in near-equal parts"),
-        ("dirichlet", "each class cut by Dirichlet proportions (capped form)"),
-        ("pathological", "a fixed number of classes per client"),
-        ("shards", "label-sorted shards, a few per client"),
-        ("quantity", "client sizes from a Dirichlet, labels alike"),
+    cuts, dirichlet, given = (f"ddfed_federated.splits.{module}" for module in ("cuts", "dirichlet", "given"))
+    for name, target, summary in (
+        ("iid", f"{cuts}:iid", "one shuffled order, cut in near-equal parts"),
+        ("dirichlet", f"{dirichlet}:dirichlet", "each class cut by Dirichlet proportions (capped form)"),
+        ("dirichlet-minimum", f"{dirichlet}:dirichlet_minimum",
+         "some rows of every class for everybody, the rest by Dirichlet proportions (CollabDM)"),
+        ("doubly-dirichlet", f"{dirichlet}:doubly_dirichlet",
+         "Dirichlet proportions made doubly stochastic: equal sizes (DYNAFED)"),
+        ("inner-dirichlet", f"{dirichlet}:inner_dirichlet",
+         "a Dirichlet mix of classes for each client, sizes given (FedDyn)"),
+        ("mixed", f"{dirichlet}:mixed", "sizes from one Dirichlet, mixes of classes from another"),
+        ("pathological", f"{cuts}:pathological", "a fixed number of classes per client"),
+        ("consecutive", f"{cuts}:consecutive", "client i holds classes i, i + 1, ... (FedD3)"),
+        ("disjoint", f"{cuts}:disjoint", "each class belongs to one client (FedLAP-DP)"),
+        ("shards", f"{cuts}:shards", "label-sorted shards, a few per client"),
+        ("quantity", f"{dirichlet}:quantity", "client sizes from a Dirichlet, labels alike"),
+    ):  # fmt: skip
+        registry.add("partitioner", name, target, summary=summary)
+    for name, target, summary in (
+        ("natural", "natural", "rows of one writer, speaker or site stay together"),
+        ("file", "from_file", "a split saved before, such as a run's partition.json"),
     ):
-        registry.add("partitioner", name, f"ddfed_federated.partition:{name}", summary=summary)
+        registry.add("partitioner", name, f"{given}:{target}", summary=summary, sees="task")
+    registry.add("skew", "noise", "ddfed_federated.skew:noise", summary="Gaussian noise that grows with the client")
     registry.add("backend", "inprocess", "ddfed_federated.backends:inprocess",
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
     registry.add("backend", "ray", "ddfed_federated.backends:ray",

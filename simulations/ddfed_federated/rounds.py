@@ -32,6 +32,7 @@ from ddfed_federated.settings import SimulateSettings, options_of
 _SERVER_ONLY: Any = {
     "baselines": True,
     "references": True,
+    "targets": True,
     "methods": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},

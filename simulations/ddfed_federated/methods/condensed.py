@@ -149,7 +149,10 @@ FEDLAP = FederatedMethod(
         "server": {"epochs": 100, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "batch": 512},
         "federation": {"rounds": 20},
     },
-    presets=(digits(steps=50, pool_options={"length": 10}),),
+    presets=(
+        digits(steps=30, pool_options={"length": 10}),
+        Preset({"server": {"lr": 0.01, "momentum": 0.9}}, ("digits",), source="as the others", domains=("image",)),
+    ),
     departures=(
         "this is the form without privacy; the gate's mechanism makes it the private one",
         "a batch has the same number of real rows of every class a client holds, where the authors draw rows whatever "
