@@ -178,6 +178,10 @@ class LocalGrid(Grid):
         """
         return self._pool is None and all(entry.silent for entry in self._open.values())
 
+    def expects(self, message_id: str) -> bool:
+        """Whether an answer to a message may still come."""
+        return message_id in self._open
+
     def discard(self, message_ids: Iterable[str]) -> None:
         """Forget messages and stop whoever works on them; their replies never come, states stay as they were.
 
