@@ -159,9 +159,7 @@ def _bent(change: Callable[[Tensor, Scene], Tensor]) -> Callable[[Release, Scene
     return after
 
 
-def _moved(
-    name: str, value: Tensor, start: Arrays, change: Callable[[Tensor, Scene], Tensor], scene: Scene
-) -> Tensor:
+def _moved(name: str, value: Tensor, start: Arrays, change: Callable[[Tensor, Scene], Tensor], scene: Scene) -> Tensor:
     if not value.is_floating_point() or name == "soft":
         return value
     begun = start.get(name, torch.zeros(())).to(value)

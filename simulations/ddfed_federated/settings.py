@@ -305,7 +305,12 @@ def _check(settings: SimulateSettings) -> None:
             f"stages must be trained on stage by stage. Set distill.stages.count = 1."
         )
     check_plan(FaultPlan.of(settings), federation)
-    if federation.late == "use" and federation.deadline_s and federation.backend == "inprocess" and not federation.workers:
+    if (
+        federation.late == "use"
+        and federation.deadline_s
+        and federation.backend == "inprocess"
+        and not federation.workers
+    ):
         raise ConfigError(
             "clients that work one after another are not late but not asked yet: set federation.workers, or rehearse "
             "with the fault 'late' and without federation.deadline_s"

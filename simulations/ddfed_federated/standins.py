@@ -117,9 +117,7 @@ def _aged(release: Release, number: int) -> Release:
     return replace(release, age=number - release.round)
 
 
-def _lost_classes(
-    present: Sequence[Release], kept: Sequence[Release], number: int, classes: int
-) -> Iterator[Release]:
+def _lost_classes(present: Sequence[Release], kept: Sequence[Release], number: int, classes: int) -> Iterator[Release]:
     """For each class that no set holds, the rows of the youngest kept set that has it."""
     held = {int(c) for r in present if r.set for c in r.set["y"].unique()}
     for lost in sorted(set(range(classes)) - held):

@@ -128,6 +128,8 @@ def _fault(settings: SimulateSettings, broadcast: Broadcast, client: int) -> Kin
     """
     kind = FaultPlan.of(settings).at(broadcast.round, broadcast.phase, client)
     if kind.name and os.environ.get("DDFED_SIMULATION") != "1":
-        raise ConfigError(f"fault {kind.name!r} is rehearsed in simulations only; leave federation.faults, fault_rates "
-                          f"and dropout alone in a deployment")
+        raise ConfigError(
+            f"fault {kind.name!r} is rehearsed in simulations only; leave federation.faults, fault_rates "
+            f"and dropout alone in a deployment"
+        )
     return kind
