@@ -324,8 +324,7 @@ def check_plan(plan: FaultPlan, federation: Any) -> None:
     Raises:
         ConfigError: a client that never answers, and nobody who would go on without it.
     """
-    serial = federation.backend == "inprocess" and federation.workers == 0
-    if "hang" in plan.kinds and (serial or federation.deadline_s is None):
+    if "hang" in plan.kinds and (federation.in_turn or federation.deadline_s is None):
         raise ConfigError("fault 'hang' never answers: set federation.deadline_s and federation.workers")
 
 

@@ -369,8 +369,9 @@ class Rounds:
 
     def _take_late(self, number: int, tally: _Tally) -> None:
         """Take in what came since the last round; who is still at work on an older one is given up."""
-        arrived = lambda i, reply: self._screen(self._questions[i], reply, tally, late=True)  # noqa: E731
-        self._out = still_out(self.grid, self._out, arrived)
+        self._out = still_out(
+            self.grid, self._out, lambda i, reply: self._screen(self._questions[i], reply, tally, late=True)
+        )
         discard = getattr(self.grid, "discard", None)
         if discard is not None:
             stale = [i for i in self._out if self._questions[i].broadcast.round < number - 1]

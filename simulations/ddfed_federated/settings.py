@@ -106,9 +106,14 @@ class FederationSettings(Settings):
     )
     fault_rates: dict[str, float] = Field(
         default_factory=dict,
-        description="probability of each kind of rehearsed fault, such as crash = 0.1; garbage and byzantine are groups",
+        description="probability of each kind of rehearsed fault, such as crash = 0.1; groups: garbage, byzantine",
     )
     fault_delay_s: float = Field(1.0, gt=0, description="mean seconds that a client with fault 'delay' waits")
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether clients work one after another in the server's own process."""
+        return self.backend == "inprocess" and not self.workers
 
     @property
     def rates_of_faults(self) -> dict[str, float]:
@@ -305,12 +310,7 @@ def _check(settings: SimulateSettings) -> None:
             f"stages must be trained on stage by stage. Set distill.stages.count = 1."
         )
     check_plan(FaultPlan.of(settings), federation)
-    if (
-        federation.late == "use"
-        and federation.deadline_s
-        and federation.backend == "inprocess"
-        and not federation.workers
-    ):
+    if federation.late == "use" and federation.deadline_s and federation.in_turn:
         raise ConfigError(
             "clients that work one after another are not late but not asked yet: set federation.workers, or rehearse "
             "with the fault 'late' and without federation.deadline_s"

@@ -164,7 +164,7 @@ class _Resend:
 
 
 def still_out(
-    grid: Grid, missing: dict[str, int], on_late: Callable[[str, Message], None] | None = None
+    grid: Grid, missing: dict[str, int], on_late: Callable[[str, Message], object] | None = None
 ) -> dict[str, int]:
     """Of the messages that went unanswered, those whose client may still be working.
 
