@@ -75,10 +75,10 @@ def load_share(settings: SimulateSettings, client: int) -> RealData:
         ConfigError: no such client.
     """
     _, task = load_task(settings)
-    shares = load_partition(settings).shares
-    if not 0 <= client < len(shares):
-        raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
-    return seen_by(client, task.train.within(shares[client]), settings)
+    partition = load_partition(settings)
+    if not 0 <= client < partition.clients:
+        raise ConfigError(f"partition id {client} is outside 0 to {partition.clients - 1}")
+    return seen_by(client, task.train.within(partition.share(client)), settings)
 
 
 def answer(

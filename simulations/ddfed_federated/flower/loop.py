@@ -144,9 +144,9 @@ class _Resend:
         self._when[message_id] = time.monotonic() + _RESEND_AFTER_S
         return True
 
-    def asked(self, waiting: dict[str, int]) -> list[str]:
+    def asked(self, waiting: dict[str, int]) -> Iterable[str]:
         """The ids to look for: one that is to be sent again has been answered, asking for it is an error."""
-        return [i for i in waiting if i not in self._when]
+        return [i for i in waiting if i not in self._when] if self._when else waiting
 
     def due(self, waiting: dict[str, int]) -> dict[str, int]:
         """``waiting`` with the ids of the messages that were sent again just now replaced."""
