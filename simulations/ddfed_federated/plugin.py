@@ -32,6 +32,8 @@ def ddfed_register(registry: Registry) -> None:
          "Hsu et al., 2019", "averaging"),
         ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
          "Reddi et al., ICLR 2021", "averaging"),
+        ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models, refines on it",
+         "Pi et al., CVPR 2023", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     for name, summary in (
