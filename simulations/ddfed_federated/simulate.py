@@ -18,12 +18,14 @@ from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
+from ddfed_federated.forgetting import Probe, forget
 from ddfed_federated.measures import heterogeneity, kept_ties
 from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
 from ddfed_federated.settings import SimulateSettings, settings_of
+from ddfed_federated.targets import Targets
 from ddfed_federated.worker import load_partition, load_task
 
 
@@ -71,6 +73,8 @@ def check_simulate(settings: SimulateSettings) -> None:
     domain.augmentation(settings.server.augment, task.info)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
+    for where, texts in (("forget", settings.forget), ("federation.without", settings.federation.without)):
+        Targets.parse(texts).check(settings.federation.clients, task.info.num_classes, where)
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
@@ -103,11 +107,12 @@ class _Run:
         self.plan = list(dict.fromkeys([settings.method, *settings.baselines]))
         self.rows: dict[str, list[RoundRow]] = {name: [] for name in self.plan}
         self.union: dict[str, Any] | None = None
+        self.forgotten: dict[str, Any] | None = None
         self.saved = saved
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
-            self.union = saved["union"]
+            self.union, self.forgotten = saved["union"], saved["forgotten"]
             done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
             folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
 
@@ -123,7 +128,8 @@ class _Run:
         settings = settings_of(self.settings, name)
         progress = replace(self.progress, finished=self._finished(self.progress))
         rounds = Rounds(settings, self.domain, self.task, grid, nodes, progress)
-        if self.rows[name] and self.rows[name][-1].round >= rounds.last:
+        forgets = bool(self.settings.forget) and name == self.plan[0] and self.forgotten is None
+        if self.rows[name] and self.rows[name][-1].round >= rounds.last and not forgets:
             return
         if self.saved and self.saved["method"] == name:
             saved = self.saved["state"]
@@ -139,6 +145,29 @@ class _Run:
             if name == self.plan[0]:
                 self._keep_union(state)
             self._save(name, state, rounds)
+        if forgets:
+            self._forget(name, state, rounds)
+
+    def _forget(self, name: str, state: ServerState, rounds: Rounds) -> None:
+        """Let the main method forget; done again from its start where it was interrupted."""
+        targets, label = Targets.parse(self.settings.forget), f"{name}, forgetting"
+
+        def finished(row: RoundRow) -> None:
+            self.folder.event("forgetting", **row.to_json())
+            self.progress.finished(replace(row, method=label))
+
+        def replied(method: str, *numbers: int) -> None:
+            self.progress.replied(label, *numbers)
+
+        self.folder.truncate_events(lambda e: e["kind"] != "forgetting")
+        progress = Progressing(replied, finished)
+        federation = rounds.settings.federation
+        less = federation.model_copy(update={"without": (*federation.without, *self.settings.forget)})
+        settings = rounds.settings.model_copy(update={"federation": less})
+        control = replace(rounds, settings=settings, progress=progress)
+        probe = Probe.of(self.task, self.partition, targets)
+        self.forgotten = forget(replace(rounds, progress=progress), state, self.rows[name], control, probe, targets)
+        self._save(name, state, rounds)
 
     def _finished(self, progress: Progressing) -> Any:
         def finished(row: RoundRow) -> None:
@@ -160,6 +189,7 @@ class _Run:
                 "rounds": rounds.remember(),
                 "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
                 "union": self.union,
+                "forgotten": self.forgotten,
             }
         )
 
@@ -194,6 +224,7 @@ class _Run:
             },
             "methods": {name: self._method_summary(name) for name in self.plan},
             "references": {name: refer(name, context, self.partition) for name in dict.fromkeys(wanted)},
+            "forgetting": self.forgotten,
             "artifact": artifact.content_hash if artifact is not None else None,
             "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
             "seconds": round(seconds, 2),

@@ -24,6 +24,7 @@ from ddfed.seeds import Streams
 from ddfed_federated import partition as partitions
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
+from ddfed_federated.targets import Targets
 
 
 def load_task(settings: SimulateSettings) -> tuple[Domain, Task]:
@@ -87,7 +88,7 @@ def answer(
     shares = load_partition(settings).shares
     if not 0 <= client < len(shares):
         raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
-    data = task.train.within(shares[client])
+    data = Targets.parse(settings.federation.without).without(task.train.within(shares[client]), client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)

@@ -17,7 +17,7 @@ _DIGITS = {
     "span": 2,
     "average": [1, 2],
     "ipc": 10,
-    "steps": 120,
+    "steps": 80,
     "student_steps": 10,
     "student_lr": 0.5,
     "student_lr_lr": 1e-4,
