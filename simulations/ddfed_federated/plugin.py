@@ -34,6 +34,8 @@ def ddfed_register(registry: Registry) -> None:
          "Reddi et al., ICLR 2021", "averaging"),
         ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models, refines on it",
          "Pi et al., CVPR 2023", "averaging"),
+        ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home while they train, and forget by it",
+         "Dhasade et al., Middleware 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     for name, summary in (
