@@ -69,7 +69,9 @@ class Probe:
     def __call__(self, net: Network) -> dict[str, Any]:
         """What a model makes of the rows."""
         inside = torch.cat([losses(net, data) for data in self.members]) if self.members else torch.zeros(0)
-        labels = torch.cat([data.labels for data in self.members]) if self.members else torch.zeros(0, dtype=torch.int64)
+        labels = (
+            torch.cat([data.labels for data in self.members]) if self.members else torch.zeros(0, dtype=torch.int64)
+        )
         outside = losses(net, self.unseen)
         return {
             "forgotten": {k: accuracy(net, data) if len(data) else None for k, data in self.forgotten.items()},
@@ -163,9 +165,7 @@ def forget(
     }
 
 
-def _told(
-    probe: Probe, rounds: Rounds, state: ServerState, rows: Sequence[RoundRow], seconds: float
-) -> dict[str, Any]:
+def _told(probe: Probe, rounds: Rounds, state: ServerState, rows: Sequence[RoundRow], seconds: float) -> dict[str, Any]:
     return {
         **probe(rounds.context.network(state.weights)),
         "rounds": sum(bool(row.round) for row in rows),

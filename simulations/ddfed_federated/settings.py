@@ -131,7 +131,8 @@ class SimulateSettings(Settings):
         "without what ties rows of different clients",
     )
     forget: tuple[str, ...] = Field(
-        (), description="what the main method forgets when it is trained: client=3, class=7; beside it a run without them"
+        (),
+        description="what the main method forgets when it is trained: client=3, class=7; beside it a run without them",
     )
     data: DataSettings = DataSettings()
     methods: dict[str, dict[str, Any]] = Field(

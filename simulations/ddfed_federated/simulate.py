@@ -150,24 +150,29 @@ class _Run:
 
     def _forget(self, name: str, state: ServerState, rounds: Rounds) -> None:
         """Let the main method forget; done again from its start where it was interrupted."""
-        targets, label = Targets.parse(self.settings.forget), f"{name}, forgetting"
-
-        def finished(row: RoundRow) -> None:
-            self.folder.event("forgetting", **row.to_json())
-            self.progress.finished(replace(row, method=label))
-
-        def replied(method: str, *numbers: int) -> None:
-            self.progress.replied(label, *numbers)
-
+        targets, federation = Targets.parse(self.settings.forget), rounds.settings.federation
         self.folder.truncate_events(lambda e: e["kind"] != "forgetting")
-        progress = Progressing(replied, finished)
-        federation = rounds.settings.federation
         less = federation.model_copy(update={"without": (*federation.without, *self.settings.forget)})
         settings = rounds.settings.model_copy(update={"federation": less})
-        control = replace(rounds, settings=settings, progress=progress)
-        probe = Probe.of(self.task, self.partition, targets)
-        self.forgotten = forget(replace(rounds, progress=progress), state, self.rows[name], control, probe, targets)
+        self.forgotten = forget(
+            replace(rounds, progress=self._aside(f"{name} forgets {targets}", state.round)),
+            state,
+            self.rows[name],
+            replace(rounds, settings=settings, progress=self._aside(f"{name} without {targets}")),
+            Probe.of(self.task, self.partition, targets),
+            targets,
+        )
         self._save(name, state, rounds)
+
+    def _aside(self, label: str, before: int = 0) -> Progressing:
+        """Progress of rounds that are not the run's own, under a name of theirs; ``before`` rounds are not shown."""
+
+        def finished(row: RoundRow) -> None:
+            row = replace(row, method=label)
+            self.folder.event("forgetting", **row.to_json())
+            self.progress.finished(replace(row, round=row.round - before))
+
+        return Progressing(lambda _, number, *rest: self.progress.replied(label, number - before, *rest), finished)
 
     def _finished(self, progress: Progressing) -> Any:
         def finished(row: RoundRow) -> None:

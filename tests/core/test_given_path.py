@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ddfed.domain import Network
 from ddfed.distill import distill, outer_step
+from ddfed.domain import Network
 from ddfed.errors import ConfigError, GateError
 from ddfed.gate import EmptyGate, Query
 from ddfed.kit import assemble

@@ -33,7 +33,7 @@ _DISTILL: dict[str, Any] = {
     "protocol": "E-dsa",
 }
 #: Clients hold about thirty rows of a class, of which a hundredth would be one item.
-_DIGITS = {"scale": 0.1, "ascent_lr": 0.02, "ascent_epochs": 50, "recovery_lr": 0.02, "recovery_epochs": 5}
+_DIGITS = {"scale": 0.1, "ascent_lr": 0.05, "ascent_epochs": 50, "recovery_lr": 0.02, "recovery_epochs": 5}
 
 QUICKDROP = FederatedMethod(
     name="quickdrop",
@@ -49,7 +49,7 @@ QUICKDROP = FederatedMethod(
             for p in PRESETS
         ),
         Preset(
-            {"options": _DIGITS, "distill": {"steps": 20}},
+            {"options": _DIGITS, "distill": {"steps": 10}},
             ("digits",),
             source="ours, for seconds on a laptop",
             domains=("image",),

@@ -32,7 +32,9 @@ from ddfed_federated.parts.union import Union, train_on_union
 class DynafedOptions(Settings):
     """How the set is made and used (DYNAFED's code)."""
 
-    begins: int = Field(25, ge=2, description="the set is made once so many global models are known, the first included")
+    begins: int = Field(
+        25, ge=2, description="the set is made once so many global models are known, the first included"
+    )
     ipc: int = Field(15, ge=1, description="items per class of the server's set")
     steps: int = Field(3000, ge=1, description="outer steps of its making")
     lr: float = Field(0.05, gt=0, description="step size of the items (Adam)")
