@@ -292,8 +292,8 @@ class EmptyGate(Gate):
 
     def _refusal(self, asked: str) -> GateError:
         return GateError(
-            f"there are no records here, and {asked!r} asks for some. Without records take an engine that follows given "
-            f"weights (objective 'trajectory' with pool 'path'), init = 'noise' and labels 'hard' or 'logits'."
+            f"there are no records here, and {asked!r} asks for some. Without records take an engine that follows "
+            f"given weights (objective 'trajectory' with pool 'path'), init = 'noise' and labels 'hard' or 'logits'."
         )
 
 

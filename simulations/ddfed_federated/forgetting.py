@@ -208,9 +208,9 @@ def forgetting_text(found: Mapping[str, Any]) -> list[str]:
         + "; ".join(f"{name}: {said[name]}" for name in found["models"])
         + ".",
         "The F-set of a client is its training rows, that of a class its test rows; the R-set is the test rows of the "
-        "classes that stay. Good forgetting looks like retrained in every column: an F-set far below retrained shows as "
-        "well what was removed as one above it. The attack guesses from the loss whether a forgotten record was trained "
-        "on, against test rows of the same classes: AUC 0.5 tells nothing. It is a simple attack, so it can show a trace "
-        "and cannot prove that there is none.",
+        "classes that stay. Good forgetting looks like retrained in every column: an F-set far below retrained tells "
+        "what was removed as well as one above it. The attack guesses from the loss whether a forgotten record was "
+        "trained on, against test rows of the same classes: AUC 0.5 tells nothing. It is a simple attack, so it can "
+        "show a trace and cannot prove that there is none.",
         *notes,
     ]

@@ -32,9 +32,9 @@ def ddfed_register(registry: Registry) -> None:
          "Hsu et al., 2019", "averaging"),
         ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
          "Reddi et al., ICLR 2021", "averaging"),
-        ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models, refines on it",
+        ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models",
          "Pi et al., CVPR 2023", "averaging"),
-        ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home while they train, and forget by it",
+        ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home, and forget by it",
          "Dhasade et al., Middleware 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)

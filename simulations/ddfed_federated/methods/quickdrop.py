@@ -38,8 +38,8 @@ _DIGITS = {"scale": 0.1, "ascent_lr": 0.05, "ascent_epochs": 50, "recovery_lr": 
 QUICKDROP = FederatedMethod(
     name="quickdrop",
     title="clients distil a set at home while they train, and forget by going up its loss",
-    citation="Dhasade, Ding, Guo, Kermarrec, de Vos and Wu, QuickDrop: Efficient Federated Unlearning via Synthetic Data "
-    "Generation, Middleware 2024",
+    citation="Dhasade, Ding, Guo, Kermarrec, de Vos and Wu, QuickDrop: Efficient Federated Unlearning via Synthetic "
+    "Data Generation, Middleware 2024",
     phases=(Phase("weights", TrainsAndDistils(), Averages(fedavg)),),
     options=QuickdropOptions,
     defaults={**DEFAULTS, "distill": _DISTILL},
@@ -56,8 +56,8 @@ QUICKDROP = FederatedMethod(
         ),
     ),
     departures=(
-        "training and matching are not fused: a client trains a pass exactly as FedAvg does and then matches at the weights "
-        "it has come to, so the real side costs twice; the paper reuses the gradients of the training",
+        "training and matching are not fused: a client trains a pass exactly as FedAvg does and then matches at the "
+        "weights it has come to, so the real side costs twice; the paper reuses the gradients of the training",
         "the set's momentum begins anew after each pass",
         "recovery is on the sets alone; the paper mixes in a few original rows",
         "the ascent stops where the loss of what is forgotten is that of a guess, which the published code does not do",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -135,8 +134,8 @@ class FollowsDynamics(ServerPart):
         return state.having(refined(context.network(state.weights), state.memory["pseudo"], context, state.round + 1))
 
 
-def pseudo_set(path: Tensor, context: ServerContext) -> dict[str, Any]:
-    """Distil a path of weights, (snapshots, values): items, their classes, soft labels and how training goes on them."""
+def pseudo_set(path: Tensor, context: ServerContext) -> dict[str, Tensor]:
+    """Distil a path of weights, (snapshots, values): items, classes and soft labels."""
     syn = distill(
         EmptyGate(context.task.info),
         context.domain,
@@ -148,10 +147,10 @@ def pseudo_set(path: Tensor, context: ServerContext) -> dict[str, Any]:
     )
     x, y = syn.decoded()
     soft = syn.labels.targets(torch.arange(len(y))).detach().softmax(1)
-    return {"x": x.cpu(), "y": y, "soft": soft.cpu(), "training": dict(syn.training)}
+    return {"x": x.cpu(), "y": y, "soft": soft.cpu()}
 
 
-def refined(net: Network, pseudo: dict[str, Any], context: ServerContext, number: int) -> Network:
+def refined(net: Network, pseudo: dict[str, Tensor], context: ServerContext, number: int) -> Network:
     """Train the averaged network on the set, in place, after passes that only move the statistics of its norms."""
     o, device, count = context.options, context.device, len(pseudo["y"])
     union = Union(

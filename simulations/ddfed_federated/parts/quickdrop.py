@@ -189,7 +189,7 @@ def no_better_than_a_guess(net: Network, x: Tensor, y: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Ascends(_SendsWeights):
-    """Go up the loss of the items that are forgotten until it is that of a guess; a client without any sends nothing."""
+    """Go up the loss of the items that are forgotten until it is that of a guess; who has none sends nothing."""
 
     stateful = True
 
