@@ -297,6 +297,28 @@ class EmptyGate(Gate):
         )
 
 
+@dataclass
+class GivenGradient(EmptyGate):
+    """No records, but the gradient that they gave to the weights, known from elsewhere (FedLGD's server).
+
+    Every question for gradients is answered by it, whatever the rows asked for; what is matched must be the gradient of
+    all classes together (objective 'gradient' with ``joint``).
+
+    Args:
+        given: of each weight that is matched, in the order of the network's parameters.
+    """
+
+    given: Sequence[Tensor] = ()
+
+    def gradient(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        shapes, asked = ([tuple(t.shape) for t in tensors] for tensors in (self.given, parameters))
+        if shapes != asked:
+            raise GateError(f"the given gradient has the shapes {shapes}, and {query.name!r} asks for {asked}")
+        return [one.to(parameter) for one, parameter in zip(self.given, parameters)], 1
+
+
 def _pick(members: Tensor, rows: int | None, top_up: bool, generator: torch.Generator) -> Tensor:
     """``rows`` of ``members`` without replacement; all of them, topped up or not, when there are fewer."""
     if rows is None or not len(members):

@@ -140,7 +140,7 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def replied(method: str, number: int, done: int, total: int) -> None:
         # The last answer of a round is counted when the round is done: the server has yet to train.
-        progress.update(bar(method), completed=(number - 1) * asked + min(done, asked - 1), round=number)
+        progress.update(bar(method), completed=max(number - 1, 0) * asked + min(done, asked - 1), round=number)
 
     def finished(row: Any) -> None:
         sent[row.method] = sent.get(row.method, 0) + row.up + row.down

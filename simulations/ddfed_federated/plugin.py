@@ -36,6 +36,8 @@ def ddfed_register(registry: Registry) -> None:
          "Pi et al., CVPR 2023", "averaging"),
         ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home, and forget by it",
          "Dhasade et al., Middleware 2024", "averaging"),
+        ("fedlgd", "ddfed_federated.methods.fedlgd:FEDLGD", "clients train on distilled rows and a global set",
+         "Huang et al., TMLR 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     for name, summary in (

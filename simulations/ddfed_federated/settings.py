@@ -310,5 +310,6 @@ def _check_forgetting(settings: SimulateSettings) -> None:
         able = [name for name in names if registry().load("federated", name).forgets is not None]
         raise ConfigError(
             f"method {settings.method!r} keeps no sets of its clients, so it cannot forget "
-            f"{', '.join(settings.forget)}. {one_of(able)} can. To train without them from the beginning, set federation.without."
+            f"{', '.join(settings.forget)}. {one_of(able)} can. To train without them from the beginning, set "
+            f"federation.without."
         )

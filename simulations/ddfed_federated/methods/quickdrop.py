@@ -10,7 +10,7 @@ from typing import Any
 
 from ddfed.recipes import Preset
 from ddfed_federated.methods.base import FederatedMethod, Phase
-from ddfed_federated.methods.presets import DEFAULTS, PRESETS
+from ddfed_federated.methods.presets import DEFAULTS, PRESETS, without_engine
 from ddfed_federated.parts.averaging import Averages, fedavg
 from ddfed_federated.parts.quickdrop import ASCENDS, QuickdropOptions, TrainsAndDistils
 
@@ -44,10 +44,7 @@ QUICKDROP = FederatedMethod(
     options=QuickdropOptions,
     defaults={**DEFAULTS, "distill": _DISTILL},
     presets=(
-        *(
-            Preset({k: v for k, v in p.values.items() if k != "distill"}, p.datasets, p.ipc, p.source, p.domains)
-            for p in PRESETS
-        ),
+        *without_engine(PRESETS),
         Preset(
             {"options": _DIGITS, "distill": {"steps": 10}},
             ("digits",),
