@@ -178,3 +178,39 @@ def _contrast_after(weight: float) -> float:
     with torch.no_grad():
         anchors = net.embed(state.memory["x"])
         return float(contrast(net.embed(kept["x"]), kept["y"], anchors, state.memory["y"], 0.07).mean())
+
+
+def test_interrupted_it_goes_on_to_the_same_numbers(tmp_path):
+    from ddfed.config import Layer, to_toml
+    from ddfed.runs import RunFolder
+    from ddfed_federated.rounds import Progressing
+    from ddfed_federated.settings import resolve_simulate
+    from ddfed_federated.simulate import simulate
+
+    class Stop(Exception):
+        pass
+
+    def stop(row):
+        if row.round == 2:
+            raise Stop
+
+    def rows(summary) -> list[dict]:
+        return [{k: v for k, v in row.items() if "seconds" not in k} for row in summary["methods"]["fedlgd"]["rows"]]
+
+    base = {
+        "method": "fedlgd",
+        "baselines": [],
+        "data": {"domain": "twin", "dataset": "blobs"},
+        "distill": {"ipc": 2, "steps": 2, "network": "small"},
+        "options": {"every": 1, "warm_up": 2, "global_ipc": 2, "global_steps": 2},
+        "local": {"epochs": 1},
+        "federation": {"rounds": 3, "clients": 3, "partition": "iid"},
+    }
+    s = resolve_simulate([Layer("test", base)]).settings
+    with RunFolder.create(tmp_path, "whole", to_toml(s)) as folder:
+        whole = rows(simulate(s, folder))
+    with RunFolder.create(tmp_path, "stopped", to_toml(s)) as folder:
+        with pytest.raises(Stop):
+            simulate(s, folder, Progressing(finished=stop))
+        assert rows(simulate(s, folder, resume=True)) == whole
+    assert [row["round"] for row in whole] == [0, 1, 2, 3]
