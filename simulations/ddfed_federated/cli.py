@@ -122,6 +122,9 @@ def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[st
 
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:
     """Bars: one per method, counting client answers, with accuracy and bytes so far."""
+    from ddfed.registry import registry
+    from ddfed_federated.settings import settings_of
+
     bars: dict[str, int] = {}
     federation = settings.federation
     asked = max(1, round(federation.participation * federation.clients))
@@ -129,7 +132,8 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def bar(method: str) -> int:
         if method not in bars:
-            bars[method] = progress.task(method, total=federation.rounds * asked)
+            rounds = registry().load("federated", method).rounds(settings_of(settings, method))
+            bars[method] = progress.task(method, total=rounds * asked)
         return bars[method]
 
     def replied(method: str, number: int, done: int, total: int) -> None:

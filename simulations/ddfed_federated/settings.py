@@ -178,6 +178,8 @@ def settings_of(settings: SimulateSettings, name: str) -> SimulateSettings:
     apart = settings.methods.get(name, {}) if name != settings.method else {}
     own: dict[str, Any] = {} if name == settings.method or _is_control(name) else {"options": {}}
     whole = settings.model_dump()
+    if _is_control(name) and registry().load("federated", settings.method).one_shot:
+        whole["federation"]["rounds"] = 1
     for section, values in apart.items():
         own[section] = {**whole[section], **values} if section != "options" else values
     return SimulateSettings.model_validate({**whole, "method": name, **own})
