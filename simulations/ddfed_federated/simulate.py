@@ -23,7 +23,7 @@ from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
-from ddfed_federated.settings import SimulateSettings, settings_of
+from ddfed_federated.settings import SimulateSettings, options_of, settings_of
 from ddfed_federated.worker import load_partition, load_task
 
 
@@ -49,6 +49,7 @@ def simulate(
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
     partition = load_partition(settings)
+    _check_methods(settings, domain, task)
     _check_shares(settings, partition)
     check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
@@ -69,8 +70,18 @@ def check_simulate(settings: SimulateSettings) -> None:
     domain, task = load_task(settings)
     check_parts(settings.distill, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
+    _check_methods(settings, domain, task)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
+
+
+def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> None:
+    """Refuse what the method or a baseline cannot work with."""
+    for name in dict.fromkeys([settings.method, *settings.baselines]):
+        own = settings_of(settings, name)
+        method = registry().load("federated", name)
+        options = None if method.control else options_of(own)
+        method.check(ServerContext.of(own, domain, task, options))
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:

@@ -162,6 +162,13 @@ class ClientPart(ABC):
         """Whether a client's memory matters under these settings."""
         return self.stateful
 
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """Refuse settings or data that this part cannot work with, before a client exists.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+
 
 class ServerPart(ABC):
     """What the server makes of a phase's valid releases: merge and training (P4, P5)."""
@@ -169,6 +176,9 @@ class ServerPart(ABC):
     @abstractmethod
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
         """Merge ``releases``, sorted by client, none of them empty. The engine counts the round."""
+
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """As `ClientPart.check`."""
 
 
 Down = Callable[[ServerState, ServerContext], Broadcast]
@@ -258,6 +268,16 @@ class FederatedMethod:
     def rounds(self, settings: SimulateSettings) -> int:
         """How many it holds."""
         return 1 if self.one_shot else settings.federation.rounds
+
+    def check(self, context: ServerContext) -> None:
+        """Refuse what one of the parts cannot work with.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+        for phase in (*self.setup, *self.phases):
+            phase.client.check(context)
+            phase.server.check(context)
 
     def remembers(self, settings: SimulateSettings) -> bool:
         """Whether its clients have a memory that a resumed simulation must give back."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddfed.data import RealData
 from ddfed.domain import Network
+from ddfed.errors import ConfigError
 from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
@@ -30,6 +31,9 @@ class Correction:
 
     #: it remembers something from round to round
     stateful = False
+
+    def check(self, context: ServerContext) -> None:
+        """Refuse settings that this does not work with, as `ClientPart.check`."""
 
     def tables(self, context: ServerContext) -> Mapping[str, tuple[int | None, ...]]:
         """Shapes of the tables that are sent beside the weights."""
@@ -80,6 +84,9 @@ class Trains(ClientPart):
     def stateful(self) -> bool:  # type: ignore[override]
         return self.correction.stateful
 
+    def check(self, context: ServerContext) -> None:
+        self.correction.check(context)
+
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         tables = self.correction.tables(context)
         return Expectation(
@@ -112,6 +119,40 @@ class Trains(ClientPart):
 def steps_of(rows: int, local: LocalSettings) -> int:
     """Optimiser steps that a client with so many rows makes in a round."""
     return local.epochs * (-(-rows // local.batch) if local.batch else 1)
+
+
+def gradient_mass(steps: int, momentum: float) -> float:
+    """What the gradients of so many steps of SGD weigh together in the way that the weights go, in step sizes.
+
+    w_r - w_k = lr * sum_i a_i g_i with a_i = (1 - rho^(tau - i)) / (1 - rho) for the i-th of tau steps, counted from 0,
+    because a gradient lives on in the momentum; this is sum_i a_i, and tau without momentum.
+
+    Source: Wang et al., FedNova, NeurIPS 2020, section 4.1 (|a|_1 of momentum SGD); holds for `torch.optim.SGD`, whose
+    momentum begins with the first gradient and is not damped.
+
+    Args:
+        steps: tau.
+        momentum: rho.
+    """
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+
+
+def check_sgd(context: ServerContext, why: str) -> None:
+    """Refuse another optimiser of clients than SGD, whose steps are sums of gradients.
+
+    Args:
+        why: what needs it, as the beginning of the message.
+
+    Raises:
+        ConfigError: another one is set.
+    """
+    local = context.settings.local
+    if local.optimizer != "sgd":
+        raise ConfigError(
+            f"{why} divides what a client moved by the steps it took, which means a mean gradient for SGD alone; "
+            f"local.optimizer is {local.optimizer!r}. Set local.optimizer = 'sgd', for this method alone by "
+            f"methods.{context.settings.method}.local.optimizer."
+        )
 
 
 def train_on_records(
