@@ -38,6 +38,9 @@ def ddfed_register(registry: Registry) -> None:
          "Karimireddy et al., ICML 2020", "averaging"),
         ("moon", f"{averaging}:MOON", "features stay near the global model's and leave the client's last ones",
          "Li et al., CVPR 2021", "averaging"),
+        ("dense", "ddfed_federated.methods.datafree:DENSE",
+         "networks sent once; a student learns from their ensemble on made-up rows",
+         "Zhang et al., NeurIPS 2022", "data-free"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     for name, summary in (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ddfed.artifact import SyntheticSet
-from ddfed.central import check_parts, task_facts, versions
+from ddfed.central import task_facts, versions
 from ddfed.data import Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
@@ -68,7 +68,6 @@ def check_simulate(settings: SimulateSettings) -> None:
     """
     resolve_device(settings.run.device)
     domain, task = load_task(settings)
-    check_parts(settings.distill, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
     _check_methods(settings, domain, task)
     _check_shares(settings, load_partition(settings))
@@ -81,7 +80,10 @@ def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> No
         own = settings_of(settings, name)
         method = registry().load("federated", name)
         options = None if method.control else options_of(own)
-        method.check(ServerContext.of(own, domain, task, options))
+        context = ServerContext.of(own, domain, task, options)
+        for network in dict.fromkeys([own.distill.network, *own.federation.networks]):
+            domain.network(network or domain.default_network(task.info), task.info)
+        method.check(context)
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:

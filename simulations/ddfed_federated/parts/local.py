@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,15 @@ from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.seeds import Streams, isolated
 from ddfed.store import HardLabels
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState, weights_of
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerState,
+    check_one_network,
+    weights_of,
+)
 from ddfed_federated.settings import LocalSettings
 
 #: Adds a scalar to the loss of every row.
@@ -76,7 +84,10 @@ class Proximal(Correction):
 
 @dataclass(frozen=True)
 class Trains(ClientPart):
-    """Train the global model on the client's rows and send the weights."""
+    """Train the global model on the client's rows and send the weights.
+
+    Where no weights were sent, the client trains a network of its own from its own start; see `TrainsOwn`.
+    """
 
     correction: Correction = Correction()
 
@@ -85,6 +96,7 @@ class Trains(ClientPart):
         return self.correction.stateful
 
     def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients train the global weights")
         self.correction.check(context)
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
@@ -100,7 +112,7 @@ class Trains(ClientPart):
         if not len(data):
             return context.release(broadcast), state
         local, correction = context.settings.local, self.correction
-        net = context.network(gate.info, broadcast.weights)
+        net = context.network(gate.info, broadcast.weights or None)
         pull = correction.pull(net, state, broadcast, context)
         train_on_records(
             correction.dressed(net, state, broadcast, context),
@@ -114,6 +126,20 @@ class Trains(ClientPart):
         tables, state = correction.after(net, state, broadcast, context, steps_of(len(data), local))
         payload = {"weights": weights_of(net), **({"statistics": dict(tables)} if tables else {})}
         return context.release(broadcast, payload, examples=len(data)), state
+
+
+@dataclass(frozen=True)
+class TrainsOwn(Trains):
+    """Train a network of the client's own structure (``federation.networks``) from the client's own start.
+
+    For phases that send no weights down.
+    """
+
+    def check(self, context: ServerContext) -> None:
+        self.correction.check(context)
+
+    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
+        return replace(super().expects(client, state, context), weights=context.network_of(client).state_dict())
 
 
 def steps_of(rows: int, local: LocalSettings) -> int:

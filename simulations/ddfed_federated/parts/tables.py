@@ -12,7 +12,14 @@ from ddfed.data import Batch
 from ddfed.domain import Network
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate, Query
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerState,
+    check_one_network,
+)
 
 
 def per_class(
@@ -83,6 +90,9 @@ class Measures(ClientPart):
     """Send class means of the real rows and nothing else."""
 
     tables: tuple[Table, ...]
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients send what the global model answers")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("statistics",), statistics={t.name: t.shape(context) for t in self.tables})
