@@ -84,7 +84,7 @@ def told_lines(summary: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}, round {m['rows'][-1]['round']}: {told} {percent(value)} %"
         for name, m in summary["methods"].items()
-        for told, value in m["rows"][-1]["told"].items()
+        for told, value in m["rows"][-1].get("told", {}).items()
     ]
 
 
