@@ -158,11 +158,11 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 def _print(summary: dict[str, Any], path: Path) -> None:
     from ddfed_federated.measures import kept_ties
-    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows
+    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows, told_lines
 
     table(METHOD_COLUMNS, method_rows(summary))
-    if client_line(summary):
-        click.echo(f"\n{client_line(summary)}")
+    for line in filter(None, [*told_lines(summary), client_line(summary)]):
+        click.echo(line)
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

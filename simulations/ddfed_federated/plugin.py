@@ -39,6 +39,15 @@ def ddfed_register(registry: Registry) -> None:
          "Hsu et al., 2019", "averaging"),
         ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
          "Reddi et al., ICLR 2021", "averaging"),
+        ("fednova", f"{averaging}:FEDNOVA", "clients' mean gradients are averaged, however many steps they made",
+         "Wang et al., NeurIPS 2020", "averaging"),
+        ("scaffold", f"{averaging}:SCAFFOLD", "local steps corrected for the client's drift by control variates",
+         "Karimireddy et al., ICML 2020", "averaging"),
+        ("moon", f"{averaging}:MOON", "features stay near the global model's and leave the client's last ones",
+         "Li et al., CVPR 2021", "averaging"),
+        ("dense", "ddfed_federated.methods.datafree:DENSE",
+         "networks sent once; a student learns from their ensemble on made-up rows",
+         "Zhang et al., NeurIPS 2022", "data-free"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     cuts, dirichlet, given = (f"ddfed_federated.splits.{module}" for module in ("cuts", "dirichlet", "given"))

@@ -129,6 +129,15 @@ def _rounded(value: float | None) -> float | str:
     return "-" if value is None else round(value, 3)
 
 
+def told_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What else the last round of each method says: accuracies of models beside the global one."""
+    return [
+        f"{name}, round {m['rows'][-1]['round']}: {told} {percent(value)} %"
+        for name, m in summary["methods"].items()
+        for told, value in m["rows"][-1].get("told", {}).items()
+    ]
+
+
 def accuracy_curves(summary: Mapping[str, Any]) -> tuple[str, str]:
     """Accuracy per round, and per megabyte both ways."""
     methods = summary["methods"]
@@ -183,6 +192,8 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"records shows it."
     )
     page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
+    if told_lines(summary):
+        page.text("Accuracy of models beside the global one. " + "; ".join(told_lines(summary)) + ".")
     if summary.get("references"):
         page.text(
             "References train on real rows as the clients of averaging methods do, for as many epochs as in all rounds "

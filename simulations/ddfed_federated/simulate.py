@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ddfed.artifact import SyntheticSet
-from ddfed.central import check_parts, task_facts, versions
+from ddfed.central import task_facts, versions
 from ddfed.data import Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
@@ -27,7 +27,7 @@ from ddfed_federated.partition import Partition
 from ddfed_federated.probe import measured, measured_sets
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
-from ddfed_federated.settings import SimulateSettings, settings_of
+from ddfed_federated.settings import SimulateSettings, options_of, settings_of
 from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
 from ddfed_federated.worker import load_partition, load_task
 
@@ -55,6 +55,7 @@ def simulate(
     domain, task = load_task(settings)
     check_skew(settings, domain, task.info)
     partition = load_partition(settings)
+    _check_methods(settings, domain, task)
     _check_shares(settings, partition)
     check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
@@ -74,11 +75,23 @@ def check_simulate(settings: SimulateSettings) -> None:
     """
     resolve_device(settings.run.device)
     domain, task = load_task(settings)
-    check_parts(settings.distill, domain, task.info)
     check_skew(settings, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
+    _check_methods(settings, domain, task)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
+
+
+def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> None:
+    """Refuse what the method or a baseline cannot work with."""
+    for name in dict.fromkeys([settings.method, *settings.baselines]):
+        own = settings_of(settings, name)
+        method = registry().load("federated", name)
+        options = None if method.control else options_of(own)
+        context = ServerContext.of(own, domain, task, options)
+        for network in dict.fromkeys([own.distill.network, *own.federation.networks]):
+            domain.network(network or domain.default_network(task.info), task.info)
+        method.check(context)
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
