@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     "--alpha", type=float, help="Concentration of the Dirichlet splits and of quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
+@click.option(
+    "--forget", multiple=True, metavar="TARGET", help="client=3 or class=7: what the method then forgets; repeatable."
+)
 @click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")
 @click.option("--backend", help="inprocess or ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
@@ -36,6 +39,7 @@ def simulate(
     partition: str | None,
     alpha: float | None,
     baselines: str | None,
+    forget: tuple[str, ...],
     references: str | None,
     backend: str | None,
     workers: int | None,
@@ -56,6 +60,7 @@ def simulate(
       ddfed simulate --clients 10 --method feddm
       ddfed simulate --clients 20 --ipc 1 --alpha 0.1 --seed 3
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
+      ddfed simulate --clients 5 --forget client=3
       ddfed simulate --domain graph --dataset cora --data ~/data/cora --clients 5
       ddfed simulate --resume latest
     """
@@ -66,6 +71,7 @@ def simulate(
         "--partition": ("federation.partition", partition),
         "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
         "--baselines": ("baselines", None if baselines is None else _names(baselines)),
+        "--forget": ("forget", list(forget) or None),
         "--references": ("references", None if references is None else _names(references)),
         "--backend": ("federation.backend", backend),
         "--workers": ("federation.workers", workers),
@@ -138,7 +144,7 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def replied(method: str, number: int, done: int, total: int) -> None:
         # The last answer of a round is counted when the round is done: the server has yet to train.
-        progress.update(bar(method), completed=(number - 1) * asked + min(done, asked - 1), round=number)
+        progress.update(bar(method), completed=max(number - 1, 0) * asked + min(done, asked - 1), round=number)
 
     def finished(row: Any) -> None:
         sent[row.method] = sent.get(row.method, 0) + row.up + row.down
@@ -157,12 +163,16 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 
 def _print(summary: dict[str, Any], path: Path) -> None:
+    from ddfed_federated.forgetting import forgetting_columns, forgetting_rows
     from ddfed_federated.measures import kept_ties
     from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows, told_lines
 
     table(METHOD_COLUMNS, method_rows(summary))
     for line in filter(None, [*told_lines(summary), client_line(summary)]):
         click.echo(line)
+    if summary.get("forgetting"):
+        click.echo(f"\nforgetting {', '.join(summary['forgetting']['targets'])}")
+        table(forgetting_columns(summary["forgetting"]), forgetting_rows(summary["forgetting"]))
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

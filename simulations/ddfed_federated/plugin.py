@@ -48,6 +48,12 @@ def ddfed_register(registry: Registry) -> None:
         ("dense", "ddfed_federated.methods.datafree:DENSE",
          "networks sent once; a student learns from their ensemble on made-up rows",
          "Zhang et al., NeurIPS 2022", "data-free"),
+        ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models",
+         "Pi et al., CVPR 2023", "averaging"),
+        ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home, and forget by it",
+         "Dhasade et al., Middleware 2024", "averaging"),
+        ("fedlgd", "ddfed_federated.methods.fedlgd:FEDLGD", "clients train on distilled rows and a global set",
+         "Huang et al., TMLR 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     cuts, dirichlet, given = (f"ddfed_federated.splits.{module}" for module in ("cuts", "dirichlet", "given"))

@@ -13,6 +13,7 @@ from ddfed.report.figures import curves, label_histogram
 from ddfed.report.html import Page, facts
 from ddfed.report.pages import flatten, percent, picture
 from ddfed_federated.efficiency import DOWN_RATE, OF_BEST, UP_RATE
+from ddfed_federated.forgetting import forgetting_columns, forgetting_rows, forgetting_text
 from ddfed_federated.measures import kept_ties
 
 METHOD_COLUMNS = (
@@ -221,6 +222,10 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
     page.svg(by_byte, "Accuracy per megabyte", alt="accuracy of each method per megabyte")
+    if summary.get("forgetting"):
+        page.section("Forgetting")
+        page.text(*forgetting_text(summary["forgetting"]))
+        page.table(forgetting_columns(summary["forgetting"]), forgetting_rows(summary["forgetting"]), "Forgetting")
     page.section("Who holds what")
     page.svg(
         label_histogram(summary["partition"]["counts"], task["classes"]),

@@ -21,6 +21,7 @@ from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
 from ddfed_federated.efficiency import to_targets
 from ddfed_federated.fairness import per_client
+from ddfed_federated.forgetting import Probe, forget
 from ddfed_federated.measures import kept_ties
 from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
@@ -29,6 +30,7 @@ from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
 from ddfed_federated.settings import SimulateSettings, options_of, settings_of
 from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
+from ddfed_federated.targets import Targets
 from ddfed_federated.worker import load_partition, load_task
 
 
@@ -80,6 +82,8 @@ def check_simulate(settings: SimulateSettings) -> None:
     _check_methods(settings, domain, task)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
+    for where, texts in (("forget", settings.forget), ("federation.without", settings.federation.without)):
+        Targets.parse(texts).check(settings.federation.clients, task.info.num_classes, where)
 
 
 def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> None:
@@ -125,11 +129,13 @@ class _Run:
         self.rows: dict[str, list[RoundRow]] = {name: [] for name in self.plan}
         self.union: dict[str, Any] | None = None
         self.clients: dict[str, dict[str, Any]] = {}
+        self.forgotten: dict[str, Any] | None = None
         self.saved = saved
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
             self.union, self.clients = saved["union"], saved["clients"]
+            self.forgotten = saved["forgotten"]
             done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
             folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
 
@@ -145,7 +151,8 @@ class _Run:
         settings = settings_of(self.settings, name)
         progress = replace(self.progress, finished=self._finished(self.progress))
         rounds = Rounds(settings, self.domain, self.task, grid, nodes, progress)
-        if self.rows[name] and self.rows[name][-1].round >= rounds.last:
+        forgets = bool(self.settings.forget) and name == self.plan[0] and self.forgotten is None
+        if self.rows[name] and self.rows[name][-1].round >= rounds.last and not forgets:
             return
         if self.saved and self.saved["method"] == name:
             saved = self.saved["state"]
@@ -163,6 +170,34 @@ class _Run:
             if state.round >= rounds.last:
                 self.clients[name] = self._per_client(rounds, state)
             self._save(name, state, rounds)
+        if forgets:
+            self._forget(name, state, rounds)
+
+    def _forget(self, name: str, state: ServerState, rounds: Rounds) -> None:
+        """Let the main method forget; done again from its start where it was interrupted."""
+        targets, federation = Targets.parse(self.settings.forget), rounds.settings.federation
+        self.folder.truncate_events(lambda e: e["kind"] != "forgetting")
+        less = federation.model_copy(update={"without": (*federation.without, *self.settings.forget)})
+        settings = rounds.settings.model_copy(update={"federation": less})
+        self.forgotten = forget(
+            replace(rounds, progress=self._aside(f"{name} forgets {targets}", state.round)),
+            state,
+            self.rows[name],
+            replace(rounds, settings=settings, progress=self._aside(f"{name} without {targets}")),
+            Probe.of(self.task, self.partition, targets),
+            targets,
+        )
+        self._save(name, state, rounds)
+
+    def _aside(self, label: str, before: int = 0) -> Progressing:
+        """Progress of rounds that are not the run's own, under a name of theirs; ``before`` rounds are not shown."""
+
+        def finished(row: RoundRow) -> None:
+            row = replace(row, method=label)
+            self.folder.event("forgetting", **row.to_json())
+            self.progress.finished(replace(row, round=row.round - before))
+
+        return Progressing(lambda _, number, *rest: self.progress.replied(label, number - before, *rest), finished)
 
     def _per_client(self, rounds: Rounds, state: ServerState) -> dict[str, Any]:
         """How the last global model serves each client; empty where there is none, but one model a client."""
@@ -193,6 +228,7 @@ class _Run:
                 "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
                 "union": self.union,
                 "clients": self.clients,
+                "forgotten": self.forgotten,
             }
         )
 
@@ -231,6 +267,7 @@ class _Run:
             "methods": methods,
             "targets": to_targets({name: m["rows"] for name, m in methods.items()}, self.settings.targets),
             "references": {name: refer(name, context, self.partition) for name in dict.fromkeys(wanted)},
+            "forgetting": self.forgotten,
             "artifact": artifact.content_hash if artifact is not None else None,
             "privacy": {"statement": privacy.statement(), "events": privacy.to_json()},
             "seconds": round(seconds, 2),

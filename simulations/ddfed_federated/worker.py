@@ -25,6 +25,7 @@ from ddfed_federated import partition as partitions
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
 from ddfed_federated.skew import seen_by
+from ddfed_federated.targets import Targets
 
 
 def load_task(settings: SimulateSettings) -> tuple[Domain, Task]:
@@ -98,7 +99,7 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    data = load_share(settings, client)
+    data = Targets.parse(settings.federation.without).without(load_share(settings, client), client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)

@@ -25,6 +25,7 @@ from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import Settings
 from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.targets import Targets
 
 ClientState = dict[str, Tensor]
 
@@ -235,6 +236,23 @@ class Phase:
         return replace(self.down(state, context), round=number, phase=self.name)
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """How a trained federation forgets a client or a class (P8), from what the method keeps in its stores.
+
+    Args:
+        title: in words, for tables.
+        begin: what the server does before it asks anybody: (state, what is forgotten, context) -> state.
+        phases: exchanges with all clients; each counts as a round.
+        rounds: names of the phases in the order in which they are held; each may come several times.
+    """
+
+    title: str
+    begin: Callable[[ServerState, Targets, ServerContext], ServerState]
+    phases: tuple[Phase, ...] = ()
+    rounds: Callable[[ServerContext], Sequence[str]] = lambda context: ()
+
+
 def begin_with_network(context: ServerContext) -> ServerState:
     """Before the first round: the global network as the seed gives it."""
     return ServerState(0, weights_of(context.network()))
@@ -268,6 +286,7 @@ class FederatedMethod:
         personal: clients keep models of their own; accuracy is the mean of what they report.
         begin: the server's state before anything is sent.
         beside: other models of a round, by name, whose accuracy is told beside that of the global one.
+        forgets: how it forgets; None for a method without stores, which cannot.
     """
 
     name: str
@@ -284,6 +303,7 @@ class FederatedMethod:
     personal: bool = False
     begin: Callable[[ServerContext], ServerState] = begin_with_network
     beside: Callable[[Sequence[Release], ServerContext], Mapping[str, Network]] = nothing_beside
+    forgets: Forgetting | None = None
 
     def phase(self, name: str) -> Phase:
         """The phase of that name.
@@ -291,7 +311,8 @@ class FederatedMethod:
         Raises:
             KeyError: there is none.
         """
-        return {p.name: p for p in (*self.setup, *self.phases)}[name]
+        forgetting = self.forgets.phases if self.forgets else ()
+        return {p.name: p for p in (*self.setup, *self.phases, *forgetting)}[name]
 
     def rounds(self, settings: SimulateSettings) -> int:
         """How many it holds."""
@@ -323,6 +344,7 @@ __all__ = [
     "ClientState",
     "Down",
     "FederatedMethod",
+    "Forgetting",
     "NoOptions",
     "Phase",
     "ServerContext",

@@ -191,6 +191,7 @@ def train_on_records(
     epochs: int | None = None,
     pull: Pull | None = None,
     row_loss: Callable[[Tensor, Tensor], Tensor] = HardLabels.loss,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Train a network in place as clients of averaging methods train theirs.
 
@@ -203,6 +204,7 @@ def train_on_records(
         epochs: in place of those of ``local``.
         pull: what is added to the loss of every row, scalar; None for nothing.
         row_loss: (what the network shows, classes) -> (rows,).
+        on_epoch: called after each pass with its 1-based number.
     """
 
     def loss(shown: Tensor, targets: Tensor) -> Tensor:
@@ -224,4 +226,4 @@ def train_on_records(
         drops=(),
     )
     with isolated(streams.seed("noise")):
-        return train(net, rows, len(data), loss, protocol, None, streams)  # type: ignore[arg-type]
+        return train(net, rows, len(data), loss, protocol, None, streams, on_epoch=on_epoch)  # type: ignore[arg-type]
