@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -77,6 +77,8 @@ class RealData:
         labels: (rows,) int64 in ``range(info.num_classes)``.
         info: public facts.
         scale: factor from stored to natural values (1/255 for uint8 pixels).
+        groups: (rows,) int64, whose each row is (writer, speaker, site), where the data say so; only equality counts,
+            within a task. Natural partitions go by it. It does not enter `content_hash`.
 
     Raises:
         DataError: no rows, lengths differ, or a label is out of range.
@@ -86,6 +88,7 @@ class RealData:
     labels: Tensor
     info: TaskInfo
     scale: float = 1.0
+    groups: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
@@ -95,6 +98,8 @@ class RealData:
                 f"{self.info.dataset}: labels run from {int(self.labels.min())} to {int(self.labels.max())}, "
                 f"but there are {self.info.num_classes} classes"
             )
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise DataError(f"{self.info.dataset}: {len(self.labels)} rows but groups {tuple(self.groups.shape)}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,7 +118,31 @@ class RealData:
     def subset(self, rows: Tensor | Sequence[int]) -> RealData:
         """The given rows, copied, in the given order."""
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return replace(self, inputs=self.inputs[index], labels=self.labels[index])
+        return replace(self, inputs=self.inputs[index], labels=self.labels[index], groups=self._groups_of(index))
+
+    def seen(self, view: Callable[[Tensor], Tensor]) -> RealData:
+        """The same rows as an instrument shows them.
+
+        Args:
+            view: natural values, (rows, *item) float32, to natural values of the same shape.
+
+        Raises:
+            DataError: the view changes the shape or gives values that are not finite, or stored values are no
+                measurements but numbers of things (nodes, words).
+        """
+        if not self.inputs.is_floating_point() and self.scale == 1.0:
+            raise DataError(f"{self.info.dataset}: rows are numbers of things, which no instrument shows otherwise")
+        natural = self.inputs.to(torch.float32) * self.scale
+        natural = view(natural) if len(self) else natural
+        if natural.shape != self.inputs.shape or not bool(torch.isfinite(natural).all()):
+            raise DataError(
+                f"{self.info.dataset}: a view must keep the shape {tuple(self.inputs.shape)} and give finite values; "
+                f"it gave {tuple(natural.shape)}"
+            )
+        return replace(self, inputs=natural, scale=1.0)
+
+    def _groups_of(self, rows: Tensor) -> Tensor | None:
+        return None if self.groups is None else self.groups[rows]
 
     # What a federation divides among its clients. A domain whose rows are tied to each other says it in its own way.
 

@@ -103,6 +103,8 @@ def ddfed_register(registry: Registry) -> None:
     registry.add("pool", "teachers", "ddfed.pool:TeacherPool", summary="the networks that label, in turn")
     registry.add("pool", "exact", "ddfed.pool:ExactPool", summary="given weights")
     registry.add("pool", "ball", "ddfed.pool:BallPool", summary="weights at a given distance from given ones")
+    registry.add("pool", "blend", "ddfed.pool:BlendPool", summary="given weights mixed with fresh random ones")
+    registry.add("pool", "trust", "ddfed.pool:TrustPool", summary="a walk from given weights along the synthetic set")
     for name in (
         "E-dc", "E-dsa", "E-idc", "E-mtt", "E-datm", "E-krr", "E-linear", "E-frepo", "E-dd", "E-rat",
         "E-kd", "E-rded", "E-infer", "E-ssl", "E-ssl-all",

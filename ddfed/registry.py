@@ -37,6 +37,7 @@ KINDS = {
     "protocol": "an evaluation recipe",
     "federated": "a federated method",
     "partitioner": "a split of the data among clients",
+    "skew": "what a client's instrument makes of its rows",
     "backend": "a place where a federation runs",
     "scenario": "an experiment with its published figure, as a file",
 }

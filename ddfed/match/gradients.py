@@ -280,6 +280,8 @@ class GradientMatching(Objective):
             network has seen fewer than ``inner`` steps; None for joint from the start.
         curvature: weight rho of the difference of variances of the last layer's gradients (LCMat); 0 for none.
         syn_chunk: synthetic rows that are differentiated twice at once; bounds the memory, changes nothing else.
+        reuse: outer steps made against the same real gradients, under the same augmentation (FedLAP's boosting); what
+            a network was asked is forgotten when another is begun. Behind a private gate they cost one answer.
     """
 
     name = "gradient"
@@ -296,6 +298,7 @@ class GradientMatching(Objective):
         "warm_up": None,
         "curvature": 0.0,
         "syn_chunk": 32,
+        "reuse": 1,
     }
 
     #: options that a subclass does not leave open
@@ -311,9 +314,9 @@ class GradientMatching(Objective):
                     f"objective {self.name!r} has no {key} {given!r}.{suggest(str(given), known)} "
                     f"Possible: {one_of(known)}"
                 )
-        for key in ("rows", "syn_rows", "syn_chunk"):
+        for key in ("rows", "syn_rows", "syn_chunk", "reuse"):
             given = self.options[key]
-            if (given is None and key == "syn_chunk") or (given is not None and given < 1):
+            if (given is None and key in ("syn_chunk", "reuse")) or (given is not None and given < 1):
                 raise ConfigError(f"objective {self.name!r}: {key} must be at least 1, got {given}")
         if self.options["curvature"] < 0:
             raise ConfigError(f"objective 'gradient': curvature must not be negative, got {self.options['curvature']}")
@@ -327,9 +330,11 @@ class GradientMatching(Objective):
         if self.options["distance"] == "rows+size":
             distance = partial(rows_and_size, size=float(self.options["size"]))
         self._gap = Gap(distance, float(self.options["curvature"]))
+        self._answered: dict[tuple[int, ...], Statistics] = {}
+        self._asked_at = -1
 
     def __call__(self, judgement: Judgement) -> Cotangent:
-        j = judgement
+        j = self._as_asked(judgement)
         tap = FeaturesAndLogits(j.net)
         weights = self._matched(tap, j.net)
         draw = j.draw_siamese()
@@ -348,18 +353,41 @@ class GradientMatching(Objective):
             if j.coupled:
                 loss += self._judge_coupled(tap, weights, j, syn, query, stream)
             elif self._joint(j):
-                parts = [self._real(j, tap, weights, draw, replace(query, classes=(c,)), stream) for c in j.classes]
+                parts = [self._answer(j, tap, weights, draw, replace(query, classes=(c,)), stream) for c in j.classes]
                 real = _map(lambda *of: torch.cat(of).mean(0, keepdim=True), *parts)
                 loss += self._judge(tap, weights, j, syn, [range(len(j.classes))], real)
             else:
                 # Compiled code runs class by class: together it took more than twice as long on a CPU.
                 for part in syn.passes(1 if self.precision.compiled else self.options["syn_chunk"]):
                     classes = tuple(j.classes[i] for i in part)
-                    real = self._real(j, tap, weights, draw, replace(query, classes=classes), stream)
+                    real = self._answer(j, tap, weights, draw, replace(query, classes=classes), stream)
                     loss += self._judge(tap, weights, j, syn, [range(i, i + 1) for i in part], real)
         x = torch.autograd.grad(rows, j.x, syn.grad_x)[0]
         y = torch.zeros_like(j.y).index_add_(0, chosen.to(j.y.device), syn.grad_y) if j.y.requires_grad else None
         return Cotangent(x, y, loss)
+
+    def _as_asked(self, judgement: Judgement) -> Judgement:
+        """The judgement of the step whose real gradients still hold: same rows, same augmentation."""
+        step = judgement.step - judgement.place[1] % self.options["reuse"]
+        if step != self._asked_at or self.options["reuse"] == 1:
+            self._answered, self._asked_at = {}, step
+        return judgement if step == judgement.step else replace(judgement, step=step)
+
+    def _answer(
+        self,
+        j: Judgement,
+        tap: FeaturesAndLogits,
+        weights: Mapping[str, Tensor],
+        draw: Draw | None,
+        query: Query,
+        stream: torch.Generator,
+    ) -> Statistics:
+        """`_real`, asked anew where nothing is to be used again."""
+        if self.options["reuse"] == 1:
+            return self._real(j, tap, weights, draw, query, stream)
+        if query.classes not in self._answered:
+            self._answered[query.classes] = self._real(j, tap, weights, draw, query, stream)
+        return self._answered[query.classes]
 
     def _check_together(self, j: Judgement, chosen: Tensor) -> None:
         """Refuse to take coupled rows apart."""
@@ -380,7 +408,7 @@ class GradientMatching(Objective):
         stream: torch.Generator,
     ) -> float:
         """All classes of coupled rows at once; notes the derivatives in ``syn``, returns the sum."""
-        real = self._real(j, tap, weights, None, query, stream)
+        real = self._answer(j, tap, weights, None, query, stream)
         groups = [range(i, i + 1) for i in range(len(j.classes))]
         if self._joint(j):
             real, groups = _map(lambda of: of.mean(0, keepdim=True), real), [range(len(j.classes))]

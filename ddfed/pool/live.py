@@ -32,7 +32,7 @@ class RandomPool(ModelPool):
         return divmod(step, self.options["every"])
 
 
-class _Inner(ModelPool):
+class Inner(ModelPool):
     """A network restarted every ``length`` steps and trained between them."""
 
     def __init__(self, ctx: PoolContext, **options: Any) -> None:
@@ -62,6 +62,16 @@ class _Inner(ModelPool):
     def place(self, step: int) -> tuple[int, int]:
         return divmod(step, self.options["length"])
 
+    def _pass(self, x: Tensor, y: Tensor, loss: Any, step: int, epoch: int) -> None:
+        """Train once on every row."""
+        self._net.requires_grad_(True)
+        generator = self.ctx.streams.torch("inner", step, epoch)
+        for rows in self.ctx.order(len(x), self.options["batch"], generator):
+            inputs = augmented(x[rows], self.ctx.augmentation, generator)
+            self._optimizer.zero_grad()
+            loss(self._net(inputs), y[rows]).mean().backward()
+            self._optimizer.step()
+
     def state(self) -> dict[str, Any]:
         return {"net": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
 
@@ -70,7 +80,7 @@ class _Inner(ModelPool):
         self._optimizer.load_state_dict(dict(state["optimizer"]))
 
 
-class SynTrainedPool(_Inner):
+class SynTrainedPool(Inner):
     """RS: a random network, trained on the synthetic set between outer steps (DC, DSA).
 
     Training uses the augmentation of matching, if any, with a draw of its own for each row (DSA). After the last
@@ -104,18 +114,8 @@ class SynTrainedPool(_Inner):
         for epoch in range(self.options["epochs"]):
             self._pass(x, y, loss, step, epoch)
 
-    def _pass(self, x: Tensor, y: Tensor, loss: Any, step: int, epoch: int) -> None:
-        """Train once on every row."""
-        self._net.requires_grad_(True)
-        generator = self.ctx.streams.torch("inner", step, epoch)
-        for rows in self.ctx.order(len(x), self.options["batch"], generator):
-            inputs = augmented(x[rows], self.ctx.augmentation, generator)
-            self._optimizer.zero_grad()
-            loss(self._net(inputs), y[rows]).mean().backward()
-            self._optimizer.step()
 
-
-class RealTrainedPool(_Inner):
+class RealTrainedPool(Inner):
     """RT: a random network, trained on real data between outer steps (IDC).
 
     Args:

@@ -256,4 +256,5 @@ class GraphData(RealData):
         place = torch.full((len(self.graph),), -1)
         place[nodes] = torch.arange(len(nodes))
         mine = place[self.inputs] >= 0
-        return replace(self, inputs=place[self.inputs[mine]], labels=self.labels[mine], graph=self.graph.induced(nodes))
+        kept = replace(self, inputs=place[self.inputs[mine]], labels=self.labels[mine], groups=self._groups_of(mine))
+        return replace(kept, graph=self.graph.induced(nodes))

@@ -51,6 +51,7 @@ def ddfed_register(registry: Registry) -> None:
         ("eigenbasis", "eigenbasis:Eigenbasis", "learned eigenvectors with the real eigenvalues (GDEM)"),
         ("self-expressive", "expressive:SelfExpressive", "an adjacency in closed form of the features (GCSR)"),
         ("pge", "stores:PairwiseMLP", "an adjacency that an MLP makes of pairs of nodes (GCond)"),
+        ("graphon", "stores:Graphon", "an adjacency of pairs of features and of points of a graphon (SGDD)"),
         ("free-adjacency", "stores:FreeAdjacency", "an adjacency with a free weight for each pair"),
         ("low-rank-adjacency", "stores:LowRank", "an adjacency of short vectors for each node"),
     ):
@@ -71,9 +72,11 @@ def ddfed_register(registry: Registry) -> None:
         ("cgc-x", "calibrated:CGC_X", "means of calibrated clusters of a class"),
     ):
         registry.add("selector", name, f"ddfed_graph.{target}", summary=summary)
-    registry.add(
-        "objective", "spectrum", "ddfed_graph.spectrum:SpectrumMatching", summary="features along eigenvectors (GDEM)"
-    )
+    for name, target, summary in (
+        ("spectrum", "spectrum:SpectrumMatching", "features along eigenvectors (GDEM)"),
+        ("laplacian-energy", "energy:LaplacianEnergy", "where on the spectrum features lie; a term of others (SGDD)"),
+    ):
+        registry.add("objective", name, f"ddfed_graph.{target}", summary=summary)
     for name, target, summary in (
         ("louvain", "louvain", "communities of a graph, packed into clients of about equal size"),
         ("dirichlet-nodes", "dirichlet_nodes", "every class of a graph's nodes cut by Dirichlet proportions"),

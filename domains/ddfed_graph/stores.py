@@ -221,22 +221,87 @@ class PairwiseMLP(GraphStore):
         }
 
     def adjacency(self, x: Tensor, items: Tensor) -> Tensor:
-        p, k, d = self.params, len(x), self.info.shape[0]
-        pairs = (x @ p["first"][:, :d].T)[:, None] + (x @ p["first"][:, d:].T)[None, :] + p["first_b"]
-        hidden = F.relu(_normalised(pairs.flatten(0, 1), p["norm1"]))
-        hidden = F.relu(_normalised(hidden @ p["second"].T + p["second_b"], p["norm2"]))
-        logits = (hidden @ p["third"].T + p["third_b"]).view(k, k)
-        return hollow(torch.sigmoid((logits + logits.T) / 2))
+        hidden = self._second(self._first(x))
+        return _linked(self._third(hidden), len(x))
 
     def begin(self, adjacency: Tensor, streams: Streams) -> None:
-        h, d = self.options["hidden"], self.info.shape[0]
         with isolated(streams.seed("structure")), torch.no_grad():
-            for name, width in (("first", 2 * d), ("second", h), ("third", h)):
-                made = torch.nn.Linear(width, len(self.params[name]))
-                self.params[name].copy_(made.weight)
-                self.params[f"{name}_b"].copy_(made.bias)
-            for name in ("norm1", "norm2"):
-                self.params[name].copy_(torch.stack([torch.ones(h), torch.zeros(h)]))
+            self._start(self.info.shape[0])
+
+    def _first(self, of_node: Tensor, prefix: str = "") -> Tensor:
+        """Hidden units of all ordered pairs of nodes, (k^2, hidden), from what is known of each, (k, width)."""
+        weight, width, p = self.params[f"{prefix}first"], of_node.shape[1], self.params
+        pairs = (of_node @ weight[:, :width].T)[:, None] + (of_node @ weight[:, width:].T)[None, :]
+        return F.relu(_normalised((pairs + p[f"{prefix}first_b"]).flatten(0, 1), p[f"{prefix}norm1"]))
+
+    def _second(self, hidden: Tensor, prefix: str = "") -> Tensor:
+        p = self.params
+        return F.relu(_normalised(hidden @ p[f"{prefix}second"].T + p[f"{prefix}second_b"], p[f"{prefix}norm2"]))
+
+    def _third(self, hidden: Tensor, prefix: str = "") -> Tensor:
+        return hidden @ self.params[f"{prefix}third"].T + self.params[f"{prefix}third_b"]
+
+    def _start(self, width: int, prefix: str = "") -> None:
+        """Draw the layers for nodes of which ``width`` values are known."""
+        h = self.options["hidden"]
+        for name, inputs in (("first", 2 * width), ("second", h), ("third", h)):
+            made = torch.nn.Linear(inputs, len(self.params[prefix + name]))
+            self.params[prefix + name].copy_(made.weight)
+            self.params[f"{prefix}{name}_b"].copy_(made.bias)
+        for name in ("norm1", "norm2"):
+            self.params[prefix + name].copy_(torch.stack([torch.ones(h), torch.zeros(h)]))
+
+
+class Graphon(PairwiseMLP):
+    """A'_ij = sigmoid((g_ij + g_ji) / 2) of two such MLPs: one sees pairs of features, one pairs of points of [-1, 1].
+
+    The second is a graphon: a function of two points that says how likely nodes there are linked. Its hidden units are
+    multiplied by those of the first at both layers, and g is the sum of the two outputs weighed by 1 - ``mix`` and
+    ``mix``. A node's point is random within the stretch of its class, so the generator is given noise, features and
+    labels.
+
+    Source: Yang et al., Does Graph Distillation See Like Vision Dataset Counterpart? (SGDD), NeurIPS 2023, where
+    A' = GEN(Z, X', Y'), with the layers of its code. Departure: its code takes for Z the points of an even grid in
+    the order of the nodes, which are sorted by class; drawn points mean the same in any order.
+
+    Options:
+        mix: share of the MLP of features in the logits, above 0 and up to 1 (.5 in the code, ``ep_ratio``).
+    """
+
+    name = "graphon"
+    defaults = {**PairwiseMLP.defaults, "mix": 0.5}
+    shared = PairwiseMLP.shared | {f"grid_{name}" for name in PairwiseMLP.shared}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        self.share("mix")
+        own = super().shapes()
+        beside = {f"grid_{name}": shape for name, shape in own.items() if name != "x"}
+        return {**own, **beside, "grid_first": (self.whole("hidden", 1), 2)}
+
+    def buffer_shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        return {"point": ((self.items, 1), torch.float32)}
+
+    def adjacency(self, x: Tensor, items: Tensor) -> Tensor:
+        seen = self._first(x)
+        placed = self._first(self.buffers["point"][items], "grid_") * seen
+        seen = self._second(seen)
+        placed = self._second(placed, "grid_") * seen
+        mix = self.share("mix")
+        return _linked((1 - mix) * self._third(placed, "grid_") + mix * self._third(seen), len(x))
+
+    def begin(self, adjacency: Tensor, streams: Streams) -> None:
+        super().begin(adjacency, streams)
+        known, rank = torch.unique(self.classes, return_inverse=True)
+        within = torch.rand(self.items, generator=streams.torch("graphon"))
+        self.buffers["point"].copy_((2 * (rank + within) / len(known) - 1)[:, None])
+        with isolated(streams.seed("graphon")), torch.no_grad():
+            self._start(1, "grid_")
+
+
+def _linked(logits: Tensor, nodes: int) -> Tensor:
+    """A' from the logits of all ordered pairs, (k^2, 1)."""
+    square = logits.view(nodes, nodes)
+    return hollow(torch.sigmoid((square + square.T) / 2))
 
 
 def _normalised(values: Tensor, scale_and_shift: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ DATASETS: dict[str, Callable[[Path | None, Options], RawImages]] = {
     "cifar100": datasets.load_cifar100,
     "folder": datasets.load_folder,
 }
-OPTIONS = ("whitening", "standardise", "image_size", "channels")
+OPTIONS = ("whitening", "standardise", "image_size", "channels", "groups")
 #: By the field's constants, or by what the training images have.
 STANDARDS = ("constants", "measured")
 #: FRePo and RCIG standardise CIFAR-10 with other deviations than the DC line.
@@ -44,6 +44,7 @@ class ImageDomain(Domain):
             pixels), or ``"measured"``, mean and deviation of each channel over the training images (KIP).
         image_size: data set ``folder`` only: side in pixels to resize to.
         channels: data set ``folder`` only: 1 or 3.
+        groups: data set ``folder`` only: a regular expression that finds in a file's name whose image it is.
     """
 
     name = "image"
@@ -69,11 +70,12 @@ class ImageDomain(Domain):
             licence=raw.licence,
             source=raw.source,
         )
-        train = RealData(raw.train_inputs, raw.train_labels, info, raw.scale)
+        train = RealData(raw.train_inputs, raw.train_labels, info, raw.scale, groups=raw.train_groups)
         if whitening:
             info = replace(info, space=_whitened(train, whitening))
             train = replace(train, info=info)
-        return Task(info, train, RealData(raw.test_inputs, raw.test_labels, info, raw.scale))
+        test = RealData(raw.test_inputs, raw.test_labels, info, raw.scale, groups=raw.test_groups)
+        return Task(info, train, test)
 
     def network(self, name: str, info: TaskInfo) -> Network:
         return models.build(name, info)
@@ -128,11 +130,13 @@ class ImageDomain(Domain):
 
 def _check_form_options(dataset: str, options: Mapping[str, Any]) -> None:
     folders.check_folder_options(options)
-    given = [key for key in ("image_size", "channels") if options.get(key) is not None]
+    reasons = dict.fromkeys(("image_size", "channels"), "have one size and one number of channels")
+    reasons["groups"] = "have no file names to find groups in"
+    given = [key for key in reasons if options.get(key) is not None]
     if given and dataset != "folder":
         raise ConfigError(
-            f"option {given[0]!r} is for the data set 'folder'; images of {dataset!r} have one "
-            f"size and one number of channels. Leave it out."
+            f"option {given[0]!r} is for the data set 'folder'; images of {dataset!r} {reasons[given[0]]}. Leave it "
+            f"out."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -23,16 +24,45 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 
 
 def check_folder_options(options: Options) -> None:
-    """Values of ``image_size`` and ``channels``.
+    """Values of ``image_size``, ``channels`` and ``groups``.
 
     Raises:
-        ConfigError: no whole number from 1 to 1024, or channels other than 1 and 3.
+        ConfigError: no whole number from 1 to 1024, channels other than 1 and 3, or no expression with one group.
     """
     size, channels = options.get("image_size"), options.get("channels")
     if size is not None and not (type(size) is int and 1 <= size <= 1024):
         raise ConfigError(f"image_size must be a whole number of pixels from 1 to 1024, got {size!r}")
     if channels is not None and not (type(channels) is int and channels in (1, 3)):
         raise ConfigError(f"channels must be 1 (grey) or 3 (colour), got {channels!r}")
+    if options.get("groups") is not None:
+        _group_pattern(options["groups"])
+
+
+def _group_pattern(text: object) -> re.Pattern[str]:
+    try:
+        found = re.compile(str(text))
+    except re.error as error:
+        raise ConfigError(f"groups = {text!r} is no regular expression: {error}. Such as '^([^_]+)_'") from error
+    if found.groups != 1:
+        raise ConfigError(
+            f"groups = {text!r} must have one pair of brackets around what names the group (writer, site), such as "
+            f"'^([^_]+)_' for anna_0017.png; it has {found.groups}"
+        )
+    return found
+
+
+def _groups(files: list[Path], pattern: re.Pattern[str]) -> Tensor:
+    """Group of each file by its name, numbered in the order of the groups' names."""
+    found = [pattern.search(path.name) for path in files]
+    odd = [path for path, match in zip(files, found) if match is None or match[1] is None]
+    if odd:
+        raise DataError(
+            f"groups = {pattern.pattern!r} does not fit {len(odd)} of {len(files)} file names, such as "
+            f"{odd[0].name!r}; every image must have a group"
+        )
+    names = [match[1] for match in found if match]
+    number = {name: k for k, name in enumerate(sorted(set(names)))}
+    return torch.tensor([number[name] for name in names])
 
 
 def load_folder(root: Path | None, options: Options) -> RawImages:
@@ -41,7 +71,9 @@ def load_folder(root: Path | None, options: Options) -> RawImages:
     Args:
         root: the folder.
         options: ``image_size``: side in pixels to resize to; by default the images' own size if all agree,
-            else 32. ``channels``: 1 or 3; by default 1 if all images are grey, else 3.
+            else 32. ``channels``: 1 or 3; by default 1 if all images are grey, else 3. ``groups``: a regular
+            expression whose one bracket finds in a file's name whose image it is (writer, site), such as
+            ``^([^_]+)_``; for natural partitions.
 
     Raises:
         DataError: an unreadable image, an empty class folder, fewer than two classes, or no test image.
@@ -69,6 +101,9 @@ def load_folder(root: Path | None, options: Options) -> RawImages:
         if not test_files:
             raise DataError(f"{root} has one image per class, which leaves none for testing; add images")
     size, channels = _common_form([*files, *test_files], options)
+    groups: tuple[Tensor, ...] | tuple[None, None] = (None, None)
+    if options.get("groups") is not None:
+        groups = _groups([*files, *test_files], _group_pattern(options["groups"])).split([len(files), len(test_files)])
     return RawImages(
         _read_images(files, size, channels),
         labels,
@@ -77,6 +112,8 @@ def load_folder(root: Path | None, options: Options) -> RawImages:
         classes,
         source=f"image folder {root.name!r}, {len(files)} train and {len(test_files)} test images as "
         f"{size[0]}x{size[1]} with {channels} channel(s); {split}",
+        train_groups=groups[0],
+        test_groups=groups[1],
     )
 
 

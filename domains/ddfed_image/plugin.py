@@ -87,5 +87,13 @@ def ddfed_register(registry: Registry) -> None:
         extra="image",
         modules=("PIL", "pyarrow", "sklearn"),
     )
+    for name, summary in (
+        ("rotation", "turned by an angle of the client's"),
+        ("channel-gain", "channels brighter or darker, by numbers of the client's"),
+        ("contrast", "from flat to hard, client by client"),
+        ("blur", "from sharp to blurred, client by client"),
+    ):
+        target = f"ddfed_image.skew:{name.replace('-', '_')}"
+        registry.add("skew", name, target, summary=summary, extra="image", domain="image")
     for name, facts in _DATASETS.items():
         registry.add("dataset", f"image/{name}", f"ddfed_image.datasets:load_{name}", extra="image", **facts)

@@ -35,6 +35,8 @@ class RawImages:
         mean: published channel means of the pixels; empty to compute them from the training split.
         std: published channel deviations; empty with ``mean``.
         mirrors: whether a mirror image keeps its class.
+        train_groups: (rows,) int64, whose each image is; None where that is not known.
+        test_groups: as ``train_groups``, numbered alike.
     """
 
     train_inputs: Tensor
@@ -48,6 +50,8 @@ class RawImages:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     mirrors: bool = True
+    train_groups: Tensor | None = None
+    test_groups: Tensor | None = None
 
 
 def stratified_split(labels: Tensor, share: float = 0.2) -> tuple[Tensor, Tensor]:

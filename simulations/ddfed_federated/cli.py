@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @experiment_options("Items per class and client.")
-@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, quantity, ...")
+@click.option("--partition", help="How the data lie: dirichlet, iid, pathological, shards, natural, file, ...")
 @click.option(
-    "--alpha", type=float, help="Concentration of the splits dirichlet and quantity (0.5); smaller is more uneven."
+    "--alpha", type=float, help="Concentration of the Dirichlet splits and of quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
 @click.option(
@@ -128,6 +128,9 @@ def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[st
 
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:
     """Bars: one per method, counting client answers, with accuracy and bytes so far."""
+    from ddfed.registry import registry
+    from ddfed_federated.settings import settings_of
+
     bars: dict[str, int] = {}
     federation = settings.federation
     asked = max(1, round(federation.participation * federation.clients))
@@ -135,7 +138,8 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def bar(method: str) -> int:
         if method not in bars:
-            bars[method] = progress.task(method, total=federation.rounds * asked)
+            rounds = registry().load("federated", method).rounds(settings_of(settings, method))
+            bars[method] = progress.task(method, total=rounds * asked)
         return bars[method]
 
     def replied(method: str, number: int, done: int, total: int) -> None:
@@ -161,9 +165,11 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 def _print(summary: dict[str, Any], path: Path) -> None:
     from ddfed_federated.forgetting import forgetting_columns, forgetting_rows
     from ddfed_federated.measures import kept_ties
-    from ddfed_federated.report import METHOD_COLUMNS, method_rows
+    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows, told_lines
 
     table(METHOD_COLUMNS, method_rows(summary))
+    for line in filter(None, [*told_lines(summary), client_line(summary)]):
+        click.echo(line)
     if summary.get("forgetting"):
         click.echo(f"\nforgetting {', '.join(summary['forgetting']['targets'])}")
         table(forgetting_columns(summary["forgetting"]), forgetting_rows(summary["forgetting"]))

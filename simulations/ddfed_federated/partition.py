@@ -5,11 +5,7 @@ name (or any callable of that form, which is how a plugin's partitioner comes in
 gives a `Partition` that can be saved and reused. `divide` also takes schemes of a domain that see the whole task,
 and gives units to the clients where there is more to divide than rows: the nodes of a graph. "Dirichlet(0.5)" alone
 does not define a split: the number of clients, the cap and the smallest size do, so all of them are recorded.
-
-References:
-    McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017
-    (shards). Hsu et al., Measuring the Effects of Non-Identical Data Distribution, 2019, and Li et al.,
-    Federated Learning on Non-IID Data Silos, ICDE 2022 (Dirichlet, capped Dirichlet, classes per client).
+The schemes themselves, with their sources, are in `ddfed_federated.splits`.
 """
 
 from __future__ import annotations
@@ -17,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,293 +24,11 @@ from torch import Tensor
 
 from ddfed.data import Task
 from ddfed.errors import ConfigError, DataError, UnknownNameError, one_of, suggest
-
-Scheme = Callable[..., list[np.ndarray]]
-
-#: Draws before a Dirichlet split gives up on luck and repairs the smallest clients. At 100 clients and
-#: alpha 0.05 luck practically never comes, so the number must be bounded.
-MAX_DRAWS = 500
+from ddfed_federated.splits import SCHEMES, Scheme
+from ddfed_federated.splits.common import check_clients
 
 #: Number in the saved file; raised whenever its meaning changes. Files of 1 have no ``units``.
 SCHEMA = 2
-
-
-def _check_clients(labels: np.ndarray, clients: int) -> None:
-    if labels.ndim != 1:
-        raise ConfigError(f"labels must be one-dimensional, got shape {labels.shape}")
-    if clients < 1:
-        raise ConfigError(f"clients = {clients}: a federation needs at least 1 client")
-    if clients > len(labels):
-        raise ConfigError(
-            f"{clients} clients for {len(labels)} rows: each client needs a row on average; "
-            f"use at most {len(labels)} clients or more data"
-        )
-
-
-def _check_alpha(alpha: float) -> None:
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ConfigError(
-            f"federation.partition_options.alpha (--alpha) must be a finite number above 0 (0.1 is very skewed, 100 "
-            f"nearly even); got {alpha}"
-        )
-
-
-def _smallest(min_size: int | None, rows: int, clients: int) -> int:
-    """``min_size``, or a default that always works.
-
-    Raises:
-        ConfigError: the rows do not suffice; the message holds the largest possible value.
-    """
-    if min_size is None:
-        return min(10, rows // (2 * clients))
-    if not 0 <= min_size <= rows // clients:
-        raise ConfigError(
-            f"min_size = {min_size}: {rows} rows for {clients} clients allow 0 to {rows // clients}; "
-            f"leave it out for {min(10, rows // (2 * clients))}"
-        )
-    return min_size
-
-
-def _rows_by_class(labels: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each class that occurs, by rising label."""
-    order = np.argsort(labels, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-
-
-def _repair(parts: list[np.ndarray], min_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Move random rows from the largest to the smallest clients until all hold ``min_size``."""
-    parts = [rng.permutation(part) for part in parts]
-    sizes = np.array([len(part) for part in parts])
-    while sizes.min() < min_size:
-        poor, rich = int(sizes.argmin()), int(sizes.argmax())
-        # Never push the giver below the level it lends to: the total suffices, so this ends.
-        move = max(1, min(min_size - int(sizes[poor]), (int(sizes[rich]) - int(sizes[poor])) // 2))
-        parts[poor] = np.concatenate([parts[poor], parts[rich][-move:]])
-        parts[rich] = parts[rich][:-move]
-        sizes[poor] += move
-        sizes[rich] -= move
-    return parts
-
-
-def _cut(rows: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-    return np.split(rows, np.cumsum(sizes)[:-1])
-
-
-def _sorted(parts: list[np.ndarray]) -> list[np.ndarray]:
-    return [np.sort(part).astype(np.int64) for part in parts]
-
-
-def iid(labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One permutation, cut in near-equal parts.
-
-    Args:
-        labels: class of each row, shape (n,), integers.
-        clients: number of parts, 1 to n.
-        rng: drawn from once.
-
-    Returns:
-        ``clients`` sorted int64 index arrays; sizes differ by at most 1.
-
-    Raises:
-        ConfigError: no clients, or more clients than rows.
-    """
-    _check_clients(labels, clients)
-    return _sorted(np.array_split(rng.permutation(len(labels)), clients))
-
-
-def dirichlet(
-    labels: np.ndarray,
-    clients: int,
-    rng: np.random.Generator,
-    *,
-    alpha: float = 0.5,
-    min_size: int | None = None,
-    capped: bool = True,
-) -> list[np.ndarray]:
-    """Label skew: each class is cut among the clients by proportions drawn from Dir(alpha).
-
-    All sizes are redrawn until every client holds ``min_size`` rows. After `MAX_DRAWS` draws the last one is
-    taken and rows move from the largest to the smallest clients instead.
-
-    Args:
-        labels: class of each row, shape (n,), integers.
-        clients: number of parts, 1 to n.
-        rng: source of all randomness.
-        alpha: concentration; small is skewed.
-        min_size: fewest rows of a client; None means ``min(10, n // (2 * clients))``. With 0 a client may
-            hold nothing.
-        capped: before normalising, give no more of a class to clients that already hold n / clients rows, so
-            that sizes stay within a factor of about two (NIID-Bench does this). False is the plain form.
-
-    Returns:
-        ``clients`` sorted int64 index arrays, each row in exactly one.
-
-    Raises:
-        ConfigError: no clients, more clients than rows, a bad alpha, or a ``min_size`` that cannot be had.
-    """
-    _check_clients(labels, clients)
-    _check_alpha(alpha)
-    smallest = _smallest(min_size, len(labels), clients)
-    classes = _rows_by_class(labels)
-    lengths = [len(rows) for rows in classes]
-    sizes = _redrawn(lambda: _dirichlet_sizes(lengths, clients, rng, alpha, capped), smallest)
-    pieces = [_cut(rng.permutation(rows), row_sizes) for rows, row_sizes in zip(classes, sizes)]
-    parts = [np.concatenate([piece[k] for piece in pieces]) for k in range(clients)]
-    if min(len(part) for part in parts) < smallest:
-        parts = _repair(parts, smallest, rng)
-    return _sorted(parts)
-
-
-def _redrawn(draw: Callable[[], np.ndarray], smallest: int) -> np.ndarray:
-    """Rows per (class, client): the first draw in which every client holds enough, or the last of `MAX_DRAWS`."""
-    for _ in range(MAX_DRAWS):
-        sizes = draw()
-        if sizes.sum(axis=0).min() >= smallest:
-            break
-    return sizes
-
-
-def _dirichlet_sizes(
-    lengths: list[int], clients: int, rng: np.random.Generator, alpha: float, capped: bool
-) -> np.ndarray:
-    """Rows per (class, client) of one draw, int64."""
-    fair = sum(lengths) / clients
-    held = np.zeros(clients, dtype=np.int64)
-    sizes = np.zeros((len(lengths), clients), dtype=np.int64)
-    for c, length in enumerate(lengths):
-        share = rng.dirichlet(np.full(clients, alpha))
-        if capped:
-            share = np.where(held < fair, share, 0.0)
-        total = share.sum()
-        if not (math.isfinite(total) and total > 0):
-            # At a tiny alpha the whole mass may sit on a client at its cap; the limit is one random other.
-            open_to = np.flatnonzero(held < fair) if capped else np.arange(clients)
-            share = np.zeros(clients)
-            share[rng.choice(open_to)] = total = 1.0
-        ends = (np.cumsum(share / total) * length).astype(np.int64)
-        ends[-1] = length
-        sizes[c] = np.diff(ends, prepend=0)
-        held += sizes[c]
-    return sizes
-
-
-def pathological(
-    labels: np.ndarray, clients: int, rng: np.random.Generator, *, classes_per_client: int = 2
-) -> list[np.ndarray]:
-    """Each client holds a fixed number of classes; each class is cut equally among its holders.
-
-    Classes are dealt so that the numbers of holders differ by at most 1, ties broken at random. A class with
-    fewer rows than holders leaves some of them without.
-
-    Args:
-        labels: class of each row, shape (n,), integers.
-        clients: number of parts, 1 to n.
-        rng: source of all randomness.
-        classes_per_client: distinct classes of one client.
-
-    Returns:
-        ``clients`` sorted int64 index arrays, each row in exactly one.
-
-    Raises:
-        ConfigError: no clients, more clients than rows, more classes per client than there are classes, or
-            too few places for every class to have a holder.
-    """
-    _check_clients(labels, clients)
-    classes = _rows_by_class(labels)
-    if not 1 <= classes_per_client <= len(classes):
-        raise ConfigError(
-            f"classes_per_client = {classes_per_client}: the data hold {len(classes)} classes; use 1 to {len(classes)}"
-        )
-    if clients * classes_per_client < len(classes):
-        raise ConfigError(
-            f"{clients} clients with {classes_per_client} classes each cannot hold all {len(classes)} classes; "
-            f"use classes_per_client >= {-(-len(classes) // clients)} or more clients"
-        )
-    holders: list[list[int]] = [[] for _ in classes]
-    for client in range(clients):
-        counts = np.array([len(h) for h in holders])
-        fewest = np.lexsort((rng.random(len(classes)), counts))[:classes_per_client]
-        for c in fewest:
-            holders[c].append(client)
-    parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
-    for rows, who in zip(classes, holders):
-        for client, piece in zip(who, np.array_split(rng.permutation(rows), len(who))):
-            parts[client].append(piece)
-    return _sorted([np.concatenate(pieces) for pieces in parts])
-
-
-def shards(
-    labels: np.ndarray, clients: int, rng: np.random.Generator, *, shards_per_client: int = 2
-) -> list[np.ndarray]:
-    """Sort by label, cut in ``shards_per_client * clients`` shards, deal them out at random (FedAvg paper).
-
-    A client sees about ``shards_per_client`` classes; a shard may straddle two.
-
-    Args:
-        labels: class of each row, shape (n,), integers.
-        clients: number of parts, 1 to n.
-        rng: source of all randomness.
-        shards_per_client: shards of one client, at least 1.
-
-    Returns:
-        ``clients`` sorted int64 index arrays, each row in exactly one.
-
-    Raises:
-        ConfigError: no clients, more clients than rows, or more shards than rows.
-    """
-    _check_clients(labels, clients)
-    total = shards_per_client * clients
-    if not 1 <= shards_per_client <= len(labels) // clients:
-        raise ConfigError(
-            f"shards_per_client = {shards_per_client}: {len(labels)} rows for {clients} clients allow "
-            f"1 to {len(labels) // clients}"
-        )
-    order = np.concatenate([rng.permutation(rows) for rows in _rows_by_class(labels)])
-    pieces = np.array_split(order, total)
-    dealt = rng.permutation(total).reshape(clients, shards_per_client)
-    return _sorted([np.concatenate([pieces[s] for s in hand]) for hand in dealt])
-
-
-def quantity(
-    labels: np.ndarray,
-    clients: int,
-    rng: np.random.Generator,
-    *,
-    alpha: float = 0.5,
-    min_size: int | None = None,
-) -> list[np.ndarray]:
-    """Quantity skew: client sizes follow Dir(alpha), labels are IID.
-
-    Args:
-        labels: class of each row, shape (n,), integers.
-        clients: number of parts, 1 to n.
-        rng: source of all randomness.
-        alpha: concentration; small is skewed.
-        min_size: fewest rows of a client; None means ``min(10, n // (2 * clients))``.
-
-    Returns:
-        ``clients`` sorted int64 index arrays, each row in exactly one.
-
-    Raises:
-        ConfigError: no clients, more clients than rows, a bad alpha, or a ``min_size`` that cannot be had.
-    """
-    _check_clients(labels, clients)
-    _check_alpha(alpha)
-    smallest = _smallest(min_size, len(labels), clients)
-    sizes = _redrawn(lambda: _dirichlet_sizes([len(labels)], clients, rng, alpha, capped=False), smallest)[0]
-    parts = _cut(rng.permutation(len(labels)), sizes)
-    if sizes.min() < smallest:
-        parts = _repair(parts, smallest, rng)
-    return _sorted(parts)
-
-
-SCHEMES: dict[str, Scheme] = {
-    "iid": iid,
-    "dirichlet": dirichlet,
-    "pathological": pathological,
-    "shards": shards,
-    "quantity": quantity,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -448,31 +161,44 @@ def _count(parts: list[np.ndarray], labels: np.ndarray, num_classes: int) -> np.
     return np.stack([np.bincount(labels[part], minlength=num_classes) for part in parts]).astype(np.int64)
 
 
-def _known_options(scheme: Scheme) -> dict[str, Any]:
+def _known_options(scheme: Callable[..., Any]) -> dict[str, Any]:
     parameters = inspect.signature(scheme).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _options(scheme: Scheme, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheme's keyword options, defaults filled in.
+def options_of(
+    function: Callable[..., Any],
+    name: str,
+    given: Mapping[str, Any],
+    kind: str = "partition",
+    others: Mapping[str, Callable[..., Any]] = SCHEMES,
+) -> dict[str, Any]:
+    """A function's keyword options, defaults filled in.
+
+    Args:
+        function: a scheme, or another component with keyword options.
+        name: its name.
+        given: options as people set them.
+        kind: what it is, for messages.
+        others: functions of the kind by name, some of which may have the option.
 
     Raises:
-        ConfigError: an option the scheme does not have; the near name is in the message.
+        ConfigError: an option the function does not have; the near name is in the message.
     """
-    parameters = inspect.signature(scheme).parameters.values()
-    known = _known_options(scheme)
+    parameters = inspect.signature(function).parameters.values()
+    known = _known_options(function)
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return {**known, **given}
     for option in given:
         if option not in known:
             possible = f"It takes {one_of(known)}." if known else "It takes no options."
-            takers = [other for other, function in SCHEMES.items() if option in _known_options(function)]
+            takers = [other for other, its in others.items() if option in _known_options(its)]
             if takers:
-                possible += f" {option!r} belongs to {one_of(takers)}: choose that partition, or leave it out."
-            raise ConfigError(f"partition {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
+                possible += f" {option!r} belongs to {one_of(takers)}: choose that {kind}, or leave it out."
+            raise ConfigError(f"{kind} {name!r} has no option {option!r}.{suggest(option, known)} {possible}")
     missing = [o for o, default in known.items() if default is inspect.Parameter.empty and o not in given]
     if missing:
-        raise ConfigError(f"partition {name!r} needs {one_of(missing)}")
+        raise ConfigError(f"{kind} {name!r} needs {one_of(missing)}")
     return {**known, **given}
 
 
@@ -508,8 +234,8 @@ def split(
         function, name = SCHEMES[scheme], scheme
     else:
         raise UnknownNameError(f"unknown partition {scheme!r}.{suggest(scheme, SCHEMES)} Possible: {one_of(SCHEMES)}")
-    _check_clients(labels, clients)
-    full = _options(function, name, options)
+    check_clients(labels, clients)
+    full = options_of(function, name, options)
     parts = [np.asarray(part, dtype=np.int64) for part in function(labels, clients, rng, **full)]
     if len(parts) != clients:
         raise ConfigError(f"partition {name!r} made {len(parts)} parts for {clients} clients")
@@ -549,7 +275,7 @@ def divide(
         parts, full = made.parts, dict(made.options)
         units = [part.numpy() for part in data.units_of([torch.from_numpy(part) for part in parts])]
     else:
-        full = _options(scheme, name, options)
+        full = options_of(scheme, name, options)
         units = [np.asarray(part, dtype=np.int64) for part in scheme(task, clients, rng, **full)]
         parts = [data.rows_of(torch.from_numpy(part)).numpy() for part in units]
     if len(units) != clients:

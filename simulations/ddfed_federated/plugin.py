@@ -17,9 +17,16 @@ _NEEDS: dict[str, Any] = {"extra": "federated", "modules": ("flwr",)}
 @hookimpl
 def ddfed_register(registry: Registry) -> None:
     sets, averaging = "ddfed_federated.methods.sets", "ddfed_federated.methods.averaging"
+    condensed = "ddfed_federated.methods.condensed"
     for name, target, summary, citation, family in (
         ("feddm", f"{sets}:FEDDM", "clients distil around the global weights, the server trains on the union",
          "Xiong et al., CVPR 2023", "sets"),
+        ("fedaf", f"{condensed}:FEDAF", "sets made towards all clients' class-mean logits; no weights go up",
+         "Wang et al., CVPR 2024", "sets"),
+        ("fedlap", f"{condensed}:FEDLAP", "sets that approximate the local loss, trusted within a radius",
+         "Wang et al., PoPETs 2024", "sets"),
+        ("fedd3", f"{condensed}:FEDD3", "one round: sets made by kernel regression or any other engine",
+         "Song et al., IJCNN 2023", "sets"),
         ("random-once", f"{sets}:RANDOM_ONCE", "control: real items of the same budget, chosen once",
          "baseline", "sets"),
         ("random-fresh", f"{sets}:RANDOM_FRESH", "control: real items of the same budget, new in every round",
@@ -32,6 +39,15 @@ def ddfed_register(registry: Registry) -> None:
          "Hsu et al., 2019", "averaging"),
         ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
          "Reddi et al., ICLR 2021", "averaging"),
+        ("fednova", f"{averaging}:FEDNOVA", "clients' mean gradients are averaged, however many steps they made",
+         "Wang et al., NeurIPS 2020", "averaging"),
+        ("scaffold", f"{averaging}:SCAFFOLD", "local steps corrected for the client's drift by control variates",
+         "Karimireddy et al., ICML 2020", "averaging"),
+        ("moon", f"{averaging}:MOON", "features stay near the global model's and leave the client's last ones",
+         "Li et al., CVPR 2021", "averaging"),
+        ("dense", "ddfed_federated.methods.datafree:DENSE",
+         "networks sent once; a student learns from their ensemble on made-up rows",
+         "Zhang et al., NeurIPS 2022", "data-free"),
         ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models",
          "Pi et al., CVPR 2023", "averaging"),
         ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home, and forget by it",
@@ -40,14 +56,30 @@ def ddfed_register(registry: Registry) -> None:
          "Huang et al., TMLR 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
-    for name, summary in (
-        ("iid", "one shuffled order, cut in near-equal parts"),
-        ("dirichlet", "each class cut by Dirichlet proportions (capped form)"),
-        ("pathological", "a fixed number of classes per client"),
-        ("shards", "label-sorted shards, a few per client"),
-        ("quantity", "client sizes from a Dirichlet, labels alike"),
+    cuts, dirichlet, given = (f"ddfed_federated.splits.{module}" for module in ("cuts", "dirichlet", "given"))
+    for name, target, summary in (
+        ("iid", f"{cuts}:iid", "one shuffled order, cut in near-equal parts"),
+        ("dirichlet", f"{dirichlet}:dirichlet", "each class cut by Dirichlet proportions (capped form)"),
+        ("dirichlet-minimum", f"{dirichlet}:dirichlet_minimum",
+         "some rows of every class for everybody, the rest by Dirichlet proportions (CollabDM)"),
+        ("doubly-dirichlet", f"{dirichlet}:doubly_dirichlet",
+         "Dirichlet proportions made doubly stochastic: equal sizes (DYNAFED)"),
+        ("inner-dirichlet", f"{dirichlet}:inner_dirichlet",
+         "a Dirichlet mix of classes for each client, sizes given (FedDyn)"),
+        ("mixed", f"{dirichlet}:mixed", "sizes from one Dirichlet, mixes of classes from another"),
+        ("pathological", f"{cuts}:pathological", "a fixed number of classes per client"),
+        ("consecutive", f"{cuts}:consecutive", "client i holds classes i, i + 1, ... (FedD3)"),
+        ("disjoint", f"{cuts}:disjoint", "each class belongs to one client (FedLAP-DP)"),
+        ("shards", f"{cuts}:shards", "label-sorted shards, a few per client"),
+        ("quantity", f"{dirichlet}:quantity", "client sizes from a Dirichlet, labels alike"),
+    ):  # fmt: skip
+        registry.add("partitioner", name, target, summary=summary)
+    for name, target, summary in (
+        ("natural", "natural", "rows of one writer, speaker or site stay together"),
+        ("file", "from_file", "a split saved before, such as a run's partition.json"),
     ):
-        registry.add("partitioner", name, f"ddfed_federated.partition:{name}", summary=summary)
+        registry.add("partitioner", name, f"{given}:{target}", summary=summary, sees="task")
+    registry.add("skew", "noise", "ddfed_federated.skew:noise", summary="Gaussian noise that grows with the client")
     registry.add("backend", "inprocess", "ddfed_federated.backends:inprocess",
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
     registry.add("backend", "ray", "ddfed_federated.backends:ray",

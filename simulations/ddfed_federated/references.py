@@ -18,6 +18,7 @@ from ddfed.evaluate import accuracy
 from ddfed_federated.methods import ServerContext
 from ddfed_federated.partition import Partition
 from ddfed_federated.parts.local import train_on_records
+from ddfed_federated.skew import NONE, pooled, seen_by
 
 TITLES = {
     "local": "each client trains on its own records; mean over clients",
@@ -46,9 +47,7 @@ def refer(name: str, context: ServerContext, partition: Partition) -> dict[str, 
         title, accuracy in [0, 1], those of single trainings (of clients with records), seconds.
     """
     begun = time.perf_counter()
-    found = [
-        _trained(data, context, name, k) for k, data in enumerate(_data(name, context.task, partition)) if len(data)
-    ]
+    found = [_trained(data, context, name, k) for k, data in enumerate(_data(name, context, partition)) if len(data)]
     return {
         "title": TITLES[name],
         "accuracy": statistics.fmean(found),
@@ -57,9 +56,11 @@ def refer(name: str, context: ServerContext, partition: Partition) -> dict[str, 
     }
 
 
-def _data(name: str, task: Task, partition: Partition) -> list[RealData]:
-    if name == "local":
-        return [task.train.within(share) for share in partition.shares]
+def _data(name: str, context: ServerContext, partition: Partition) -> list[RealData]:
+    task, settings = context.task, context.settings
+    if name == "local" or settings.federation.skew != NONE:
+        shares = [seen_by(k, task.train.within(share), settings) for k, share in enumerate(partition.shares)]
+        return shares if name == "local" else [pooled(shares)]
     return [task.train if name == "central" else task.train.severed(partition.shares)]
 
 

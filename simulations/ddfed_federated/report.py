@@ -12,6 +12,7 @@ from ddfed.progress import human_bytes
 from ddfed.report.figures import curves, label_histogram
 from ddfed.report.html import Page, facts
 from ddfed.report.pages import flatten, percent, picture
+from ddfed_federated.efficiency import DOWN_RATE, OF_BEST, UP_RATE
 from ddfed_federated.forgetting import forgetting_columns, forgetting_rows, forgetting_text
 from ddfed_federated.measures import kept_ties
 
@@ -40,6 +41,9 @@ LEDGER_COLUMNS = (
 )
 
 
+CLIENT_COLUMNS = ("method", "mean %", "by rows %", "sd %", "min %", "p10 %", "p50 %", "p90 %", "worst tenth %")
+TARGET_COLUMNS = ("accuracy %", "method", "rounds", "MB", "seconds", "seconds on links")
+
 MEASURES = {
     "label_l1": "distance of a client's label shares from all, L1, 0 to 2",
     "label_js": "Jensen-Shannon divergence of label shares, nats",
@@ -50,6 +54,10 @@ MEASURES = {
     "size_min": "rows of the smallest client",
     "size_max": "rows of the largest client",
     "empty_clients": "clients without rows",
+    "feature_class_gap": "squared distance of two clients' mean features of a class, over the variance within classes",
+    "feature_mmd": "linear MMD^2 of two clients' features, over their variance",
+    "feature_frechet": "Frechet distance of a client's features from everybody's, over their variance",
+    "gradient_dissimilarity": "gradient dissimilarity B^2 at the initial weights, 1 for equal clients",
 }
 
 
@@ -78,6 +86,57 @@ def method_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
         ]
         for name, m in summary["methods"].items()
     ] + [[name, percent(r["accuracy"]), "-", "-", "-", "-", "-", r["seconds"]] for name, r in references]
+
+
+def client_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
+    """One line per method: how the last global model serves the clients."""
+    names = ("mean", "weighted", "sd", "min", "p10", "p50", "p90", "worst_tenth")
+    return [[name, *(percent(m["clients"][key]) for key in names)] for name, m in _global_models(summary)]
+
+
+def _global_models(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Methods whose clients share one model; of the others each client has its own."""
+    return [(name, m) for name, m in summary["methods"].items() if m["clients"]]
+
+
+def client_line(summary: Mapping[str, Any]) -> str:
+    """The same in a line, for a terminal; empty where no method has a global model."""
+    worst = [f"{name} {percent(m['clients']['worst_tenth'])} %" for name, m in _global_models(summary)]
+    return f"Worst tenth of the clients: {', '.join(worst)}" if worst else ""
+
+
+def target_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
+    """One line per target and method: what it took."""
+    return [
+        [percent(target["accuracy"]), name, *_spent(spent)]
+        for target in summary["targets"]
+        for name, spent in target["methods"].items()
+    ]
+
+
+def _spent(spent: Mapping[str, float] | None) -> list[Any]:
+    if spent is None:
+        return ["not reached", "-", "-", "-"]
+    return [int(spent["rounds"]), round(spent["bytes"] / 1e6, 3), spent["seconds"], spent["link_seconds"]]
+
+
+def measure_rows(summary: Mapping[str, Any]) -> list[list[Any]]:
+    """One line per measure of the split: of the clients' rows, and of their sets where they sent some."""
+    real, sets = summary["partition"]["measures"], summary["partition"]["sets"]
+    return [[MEASURES.get(k, k), _rounded(v), *([_rounded(sets.get(k))] if sets else [])] for k, v in real.items()]
+
+
+def _rounded(value: float | None) -> float | str:
+    return "-" if value is None else round(value, 3)
+
+
+def told_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What else the last round of each method says: accuracies of models beside the global one."""
+    return [
+        f"{name}, round {m['rows'][-1]['round']}: {told} {percent(value)} %"
+        for name, m in summary["methods"].items()
+        for told, value in m["rows"][-1].get("told", {}).items()
+    ]
 
 
 def accuracy_curves(summary: Mapping[str, Any]) -> tuple[str, str]:
@@ -134,6 +193,8 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"records shows it."
     )
     page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
+    if told_lines(summary):
+        page.text("Accuracy of models beside the global one. " + "; ".join(told_lines(summary)) + ".")
     if summary.get("references"):
         page.text(
             "References train on real rows as the clients of averaging methods do, for as many epochs as in all rounds "
@@ -144,6 +205,20 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         at_equal_bytes(summary),
         f"At the bytes that {main} used",
     )
+    page.table(
+        TARGET_COLUMNS,
+        target_rows(summary),
+        f"To reach an accuracy (the lowest is {OF_BEST:.0%} of the best last round, unless others were asked for)",
+    )
+    page.text(
+        f"Seconds are those of this machine. On links: the slowest client's time, and a client's bytes at "
+        f"{UP_RATE / 1e6:g} MB/s up and {DOWN_RATE / 1e6:g} MB/s down; clients work side by side, and the "
+        f"server's time is left out."
+    )
+    served = _global_models(summary)
+    if served:
+        page.table(CLIENT_COLUMNS, client_rows(summary), "For each client: the last global model")
+        page.text(f"Accuracy for a client is on {served[0][1]['clients']['basis']}. sd is over clients.")
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
     page.svg(by_byte, "Accuracy per megabyte", alt="accuracy of each method per megabyte")
@@ -159,7 +234,15 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     )
     if summary["partition"].get("ties"):
         page.text(f"{kept_ties(summary['partition']['ties'])}. The others lie between clients and nobody sees them.")
-    page.facts({MEASURES.get(k, k): round(v, 3) for k, v in summary["partition"]["measures"].items()})
+    if summary["partition"]["skew"]:
+        skew = summary["partition"]["skew"]
+        page.text(f"Feature skew: {skew['name']}({_options(skew['options'])}), on top of the split.")
+    sets = ["their sets"] if summary["partition"]["sets"] else []
+    page.table(("how unequal clients are", "their rows", *sets), measure_rows(summary))
+    page.text(
+        "Features are those of one untrained network that all runs share, of some rows of each client. Of sets a class "
+        "counts as held from one item on."
+    )
     if syn is not None:
         page.section("The distilled set")
         picture(

@@ -33,6 +33,7 @@ from ddfed_federated.targets import Targets
 _SERVER_ONLY: Any = {
     "baselines": True,
     "references": True,
+    "targets": True,
     "methods": True,
     "forget": True,
     "server": True,
@@ -62,6 +63,7 @@ class RoundRow:
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
         ledger: what the clients of the merged releases say was asked of their records.
+        told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
     """
 
     method: str
@@ -79,6 +81,7 @@ class RoundRow:
     client_seconds: tuple[float, float] = (0.0, 0.0)
     note: str = ""
     ledger: tuple[dict[str, Any], ...] = ()
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> int:
@@ -272,6 +275,7 @@ class Rounds:
             client_seconds=_client_seconds(tally.releases),
             note=note,
             ledger=tuple(_merged(tally.releases).to_json()),
+            told={} if note else self._told(releases),
         )
         self.progress.finished(row)
         return state, row
@@ -373,6 +377,11 @@ class Rounds:
             told = [r.metrics["accuracy"] for r in releases if "accuracy" in r.metrics]
             return sum(told) / len(told) if told else 0.0
         return accuracy(self.context.network(state.weights), self.task.test)
+
+    def _told(self, releases: list[Release]) -> dict[str, float]:
+        """How good the models beside the global one are."""
+        beside = self.method.beside(releases, self.context)
+        return {name: accuracy(net, self.task.test) for name, net in beside.items()}
 
 
 @dataclass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from ddfed.artifact import SyntheticSet
-from ddfed.central import check_parts, task_facts, versions
+from ddfed.central import task_facts, versions
 from ddfed.data import Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
@@ -18,13 +19,17 @@ from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.runs import RunFolder
 from ddfed.store import HardLabels, Pixels
+from ddfed_federated.efficiency import to_targets
+from ddfed_federated.fairness import per_client
 from ddfed_federated.forgetting import Probe, forget
-from ddfed_federated.measures import heterogeneity, kept_ties
+from ddfed_federated.measures import kept_ties
 from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
+from ddfed_federated.probe import measured, measured_sets
 from ddfed_federated.references import check_references, refer
 from ddfed_federated.rounds import Progressing, RoundRow, Rounds, union_of
-from ddfed_federated.settings import SimulateSettings, settings_of
+from ddfed_federated.settings import SimulateSettings, options_of, settings_of
+from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
 from ddfed_federated.targets import Targets
 from ddfed_federated.worker import load_partition, load_task
 
@@ -50,10 +55,13 @@ def simulate(
     keep_memory()
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
+    check_skew(settings, domain, task.info)
     partition = load_partition(settings)
+    _check_methods(settings, domain, task)
     _check_shares(settings, partition)
     check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
+    (folder.path / "partition.json").write_text(partition.to_json(), encoding="utf-8")
     run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
     backend = registry().load("backend", settings.federation.backend, "federation.backend")
     begun = time.perf_counter()
@@ -69,12 +77,25 @@ def check_simulate(settings: SimulateSettings) -> None:
     """
     resolve_device(settings.run.device)
     domain, task = load_task(settings)
-    check_parts(settings.distill, domain, task.info)
+    check_skew(settings, domain, task.info)
     domain.augmentation(settings.server.augment, task.info)
+    _check_methods(settings, domain, task)
     _check_shares(settings, load_partition(settings))
     check_references(settings.references, task, load_partition(settings))
     for where, texts in (("forget", settings.forget), ("federation.without", settings.federation.without)):
         Targets.parse(texts).check(settings.federation.clients, task.info.num_classes, where)
+
+
+def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> None:
+    """Refuse what the method or a baseline cannot work with."""
+    for name in dict.fromkeys([settings.method, *settings.baselines]):
+        own = settings_of(settings, name)
+        method = registry().load("federated", name)
+        options = None if method.control else options_of(own)
+        context = ServerContext.of(own, domain, task, options)
+        for network in dict.fromkeys([own.distill.network, *own.federation.networks]):
+            domain.network(network or domain.default_network(task.info), task.info)
+        method.check(context)
 
 
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
@@ -107,12 +128,14 @@ class _Run:
         self.plan = list(dict.fromkeys([settings.method, *settings.baselines]))
         self.rows: dict[str, list[RoundRow]] = {name: [] for name in self.plan}
         self.union: dict[str, Any] | None = None
+        self.clients: dict[str, dict[str, Any]] = {}
         self.forgotten: dict[str, Any] | None = None
         self.saved = saved
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
-            self.union, self.forgotten = saved["union"], saved["forgotten"]
+            self.union, self.clients = saved["union"], saved["clients"]
+            self.forgotten = saved["forgotten"]
             done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
             folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
 
@@ -144,6 +167,8 @@ class _Run:
             self.rows[name].append(row)
             if name == self.plan[0]:
                 self._keep_union(state)
+            if state.round >= rounds.last:
+                self.clients[name] = self._per_client(rounds, state)
             self._save(name, state, rounds)
         if forgets:
             self._forget(name, state, rounds)
@@ -174,6 +199,14 @@ class _Run:
 
         return Progressing(lambda _, number, *rest: self.progress.replied(label, number - before, *rest), finished)
 
+    def _per_client(self, rounds: Rounds, state: ServerState) -> dict[str, Any]:
+        """How the last global model serves each client; empty where there is none, but one model a client."""
+        if rounds.method.personal:
+            return {}
+        skewed = self.settings.federation.skew != NONE
+        seeing = partial(seen_by, settings=self.settings) if skewed else None
+        return per_client(rounds.context.network(state.weights), self.task, self.partition, seeing)
+
     def _finished(self, progress: Progressing) -> Any:
         def finished(row: RoundRow) -> None:
             self.folder.event("round", **row.to_json())
@@ -194,6 +227,7 @@ class _Run:
                 "rounds": rounds.remember(),
                 "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
                 "union": self.union,
+                "clients": self.clients,
                 "forgotten": self.forgotten,
             }
         )
@@ -212,6 +246,7 @@ class _Run:
         if artifact is not None:
             artifact.save(self.folder.path)
         context, wanted = ServerContext.of(self.settings, self.domain, self.task), self.settings.references
+        methods = {name: self._method_summary(name) for name in self.plan}
         summary = {
             "kind": "federated",
             "status": "finished",
@@ -222,12 +257,15 @@ class _Run:
                 "scheme": self.partition.scheme,
                 "options": dict(self.partition.options),
                 "hash": self.partition.hash,
+                "skew": recorded(self.settings),
                 "counts": self.partition.counts.tolist(),
-                "measures": heterogeneity(self.partition.counts),
+                "measures": measured(context, self.partition),
+                "sets": measured_sets(context, self.union, self.partition.clients) if self.union else {},
                 "units": [len(share) for share in self.partition.shares],
                 "ties": self._ties(),
             },
-            "methods": {name: self._method_summary(name) for name in self.plan},
+            "methods": methods,
+            "targets": to_targets({name: m["rows"] for name, m in methods.items()}, self.settings.targets),
             "references": {name: refer(name, context, self.partition) for name in dict.fromkeys(wanted)},
             "forgetting": self.forgotten,
             "artifact": artifact.content_hash if artifact is not None else None,
@@ -246,6 +284,7 @@ class _Run:
             "accuracy": rows[-1].accuracy,
             "bytes_up": sum(row.up for row in rows),
             "bytes_down": sum(row.down for row in rows),
+            "clients": self.clients[name],
             "real_seeds": rows[-1].real_seeds,
             "seconds": round(sum(row.seconds for row in rows), 2),
             "rows": [row.to_json() for row in rows],

@@ -13,7 +13,7 @@ from functools import lru_cache
 from torch import Tensor
 
 from ddfed import central
-from ddfed.data import Task
+from ddfed.data import RealData, Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError
@@ -24,6 +24,7 @@ from ddfed.seeds import Streams
 from ddfed_federated import partition as partitions
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
+from ddfed_federated.skew import seen_by
 from ddfed_federated.targets import Targets
 
 
@@ -67,6 +68,19 @@ def _load_partition(data_json: str, scheme_json: str, seed: int) -> partitions.P
     )
 
 
+def load_share(settings: SimulateSettings, client: int) -> RealData:
+    """What a client holds, as it sees it.
+
+    Raises:
+        ConfigError: no such client.
+    """
+    _, task = load_task(settings)
+    shares = load_partition(settings).shares
+    if not 0 <= client < len(shares):
+        raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
+    return seen_by(client, task.train.within(shares[client]), settings)
+
+
 def answer(
     settings_json: str, client: int, broadcast: Broadcast, state: dict[str, Tensor]
 ) -> tuple[Release, dict[str, Tensor]]:
@@ -85,16 +99,15 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    shares = load_partition(settings).shares
-    if not 0 <= client < len(shares):
-        raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
-    data = Targets.parse(settings.federation.without).without(task.train.within(shares[client]), client)
+    data = Targets.parse(settings.federation.without).without(load_share(settings, client), client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)
     # A control must draw the items that the method itself starts from, so streams do not name the method.
     options = None if method.control else options_of(settings)
-    context = ClientContext(client, settings, domain, streams, options, resolve_device(settings.run.device), task.test)
+    # A client judges its own model on test rows as it sees its own rows.
+    test = seen_by(client, task.test, settings) if method.personal else task.test
+    context = ClientContext(client, settings, domain, streams, options, resolve_device(settings.run.device), test)
     fault = _fault(settings, broadcast.round, client)
     if fault:
         _before(fault, client)

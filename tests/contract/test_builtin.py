@@ -150,7 +150,7 @@ _GRAPH_EXPERTS = {
 }
 SMALL |= {
     **dict.fromkeys(
-        ("gcond", "ctrl"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}
+        ("gcond", "ctrl", "sgdd"), {"store_options": {"turns": [1, 1], "hidden": 8}, "pool_options": {"epochs": 2}}
     ),
     "gcond-x": {"pool_options": {"epochs": 2}},
     "doscond": {"store_options": {"hidden": 8}},

@@ -16,7 +16,7 @@ from ddfed.runs import RunFolder
 from ddfed.testing import TwinDomain, twin_task
 from ddfed_federated.measures import kept_ties
 from ddfed_federated.partition import Partition, divide
-from ddfed_federated.partition import iid as iid_scheme
+from ddfed_federated.splits.cuts import iid as iid_scheme
 from ddfed_graph.graph import Graph, GraphData
 from ddfed_graph.shares import dirichlet_nodes, follow, louvain
 

@@ -4,28 +4,43 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddfed.errors import ConfigError, DataError, UnknownNameError
+from ddfed.registry import registry
+from ddfed.testing import twin_task
 from ddfed_federated.measures import gini, heterogeneity
-from ddfed_federated.partition import SCHEMES, Partition, iid, split
+from ddfed_federated.partition import Partition, divide, split
+from ddfed_federated.splits import SCHEMES
+from ddfed_federated.splits.cuts import CLASS_ORDERS, iid
+from ddfed_federated.splits.dirichlet import _whole_table, equal_sizes
 
+ONE = {"classes_per_client": 1}
 TEN_BY_5000 = np.repeat(np.arange(10), 5000)
 
 # Mean and deviation over N draws by an independent implementation: 10 classes x 5,000 rows, min_size 10.
 # (clients, alpha, capped, N, classes held, size CV, label L1, effective classes)
 ORACLE = [
+    (10, 0.01, True, 60, (1.60, 0.25), (0.54, 0.14), (1.68, 0.05), (1.36, 0.14)),
+    (10, 0.05, True, 60, (2.85, 0.41), (0.51, 0.07), (1.56, 0.06), (1.90, 0.23)),
+    (10, 0.3, True, 60, (6.86, 0.46), (0.31, 0.08), (1.15, 0.08), (4.02, 0.43)),
+    (10, 1.0, True, 60, (9.07, 0.27), (0.18, 0.05), (0.75, 0.06), (6.59, 0.36)),
     (10, 0.1, True, 60, (3.95, 0.46), (0.45, 0.11), (1.45, 0.06), (2.37, 0.29)),
     (10, 0.5, True, 60, (7.91, 0.38), (0.24, 0.06), (0.98, 0.06), (5.05, 0.34)),
     (10, 0.1, False, 60, (4.76, 0.42), (0.69, 0.17), (1.31, 0.08), (2.81, 0.32)),
     (10, 0.5, False, 60, (8.97, 0.28), (0.40, 0.09), (0.87, 0.05), (5.72, 0.28)),
+    (100, 0.1, True, 15, (2.61, 0.08), (0.83, 0.04), (1.54, 0.02), (2.21, 0.08)),
     (100, 0.5, True, 15, (5.95, 0.17), (0.33, 0.03), (1.04, 0.03), (4.80, 0.15)),
     (100, 0.5, False, 15, (6.69, 0.11), (0.43, 0.04), (0.91, 0.02), (5.47, 0.12)),
 ]
+#: Schemes that take any labels and any number of clients.
+FREE = sorted(set(SCHEMES) - {"disjoint", "dirichlet-minimum"})
 MEASURES = ("classes_held", "size_cv", "label_l1", "effective_classes")
 
 
@@ -50,7 +65,7 @@ def test_dirichlet_agrees_with_an_independent_implementation(clients, alpha, cap
 
 @settings(max_examples=150, deadline=None)
 @given(
-    scheme=st.sampled_from(sorted(SCHEMES)),
+    scheme=st.sampled_from(FREE),
     rows=st.integers(1, 300),
     classes=st.integers(1, 12),
     share=st.floats(0, 1),
@@ -60,9 +75,11 @@ def test_every_row_is_held_exactly_once(scheme, rows, classes, share, seed):
     labels = rng(seed).integers(0, classes, rows)
     clients = 1 + int(share * (rows - 1))
     options = {}
+    occurring = len(np.unique(labels))
     if scheme == "pathological":
-        occurring = len(np.unique(labels))
         options["classes_per_client"] = max(1, -(-occurring // clients))
+    if scheme == "consecutive":
+        options["classes_per_client"] = max(1, occurring - clients + 1)
     if scheme == "shards":
         options["shards_per_client"] = max(1, min(2, rows // clients))
     made = split(scheme, labels, clients, classes, rng(seed), **options)
@@ -84,7 +101,7 @@ def test_the_smallest_client_holds_min_size_at_any_alpha(scheme, alpha):
 
 def test_two_hundred_clients_share_a_small_data_set_by_default():
     labels = np.arange(1797) % 10
-    for scheme in SCHEMES:
+    for scheme in FREE:
         made = split(scheme, labels, 200, 10, rng())
         assert made.clients == 200
 
@@ -137,14 +154,15 @@ def test_quantity_skews_sizes_and_not_labels():
 
 @pytest.mark.parametrize("scheme", sorted(SCHEMES))
 def test_one_client_holds_everything(scheme):
-    options = {"classes_per_client": 10} if scheme == "pathological" else {}
+    few = {"classes_per_client": 10}
+    options = {"pathological": few, "consecutive": few, "dirichlet-minimum": {"per_class": 2}}.get(scheme, {})
     made = split(scheme, np.arange(50) % 10, 1, 10, rng(), **options)
     assert made.parts[0].tolist() == list(range(50))
 
 
-@pytest.mark.parametrize("scheme", sorted(SCHEMES))
+@pytest.mark.parametrize("scheme", FREE)
 def test_one_class_and_as_many_clients_as_rows(scheme):
-    options = {"pathological": {"classes_per_client": 1}, "shards": {"shards_per_client": 1}}.get(scheme, {})
+    options = {"pathological": ONE, "consecutive": ONE, "shards": {"shards_per_client": 1}}.get(scheme, {})
     made = split(scheme, np.full(12, 3), 12, 5, rng(), **options)
     assert made.counts.sum() == 12
 
@@ -210,6 +228,21 @@ def test_a_strangers_function_is_used_and_checked():
         ("pathological", 4, {"classes_per_client": 11}, "use 1 to 10"),
         ("pathological", 2, {"classes_per_client": 2}, "classes_per_client >= 5"),
         ("shards", 4, {"shards_per_client": 26}, "1 to 25"),
+        ("pathological", 4, {"classes_per_client": 3, "dealt": "randomly"}, "10 clients or more"),
+        ("pathological", 10, {"dealt": "evnly"}, "'evenly', 'randomly'"),
+        ("consecutive", 4, {"classes_per_client": 6}, "reach 9 of 10 classes; use classes_per_client >= 7"),
+        ("consecutive", 4, {"classes_per_client": 0}, "use 1 to 10"),
+        ("disjoint", 11, {}, "at most 10 clients"),
+        ("disjoint", 5, {"order": "cifar"}, "'rising', 'fedlap-dp'"),
+        ("disjoint", 2, {"order": "fedlap-dp"}, "must give 2 clients"),
+        ("disjoint", 2, {"order": [[0, 1, 2, 3, 4], [5, 6, 7, 8, 8, 9]]}, "each once"),
+        ("disjoint", 2, {"order": 7}, "must be lists of classes"),
+        ("dirichlet-minimum", 4, {"per_class": 3}, "allow 4 clients 0 to 2 each"),
+        ("doubly-dirichlet", 4, {"alpha": -1.0}, "above 0"),
+        ("inner-dirichlet", 2, {"sizes": [60, 50]}, "add up to 100 rows"),
+        ("inner-dirichlet", 2, {"sizes": [60.0, 40.0]}, "whole numbers"),
+        ("mixed", 4, {"size_alpha": 0.0}, r"size_alpha must be .* above 0"),
+        ("mixed", 4, {"min_size": 26}, "allow 0 to 25"),
     ],
 )
 def test_wrong_settings_say_what_is_possible(scheme, clients, options, message):
@@ -250,8 +283,168 @@ def test_iid_needs_no_options_and_leaves_labels_alone():
 def test_an_option_of_another_partition_names_the_partitions_that_take_it(scheme: str):
     """Bug found by this test: --alpha with another partition said only that the option is unknown."""
     with pytest.raises(
-        ConfigError, match=f"partition '{scheme}' has no option 'alpha'.*'alpha' belongs to 'dirichlet', 'quantity'"
+        ConfigError, match=f"partition '{scheme}' has no option 'alpha'.*'alpha' belongs to 'dirichlet', .*'quantity'"
     ):
         split(scheme, TEN_BY_5000, 10, 10, rng(), alpha=0.5)
     with pytest.raises(ConfigError, match=r"no option 'alhpa'. It takes no options\.$"):
         split("iid", TEN_BY_5000, 10, 10, rng(), alhpa=0.5)
+
+
+def test_randomly_dealt_classes_start_with_the_clients_own_number():
+    made = split("pathological", TEN_BY_5000, 12, 10, rng(), classes_per_client=3, dealt="randomly")
+    held = made.counts > 0
+    assert (held.sum(axis=1) == 3).all()
+    assert all(held[k, k % 10] for k in range(12))
+    # With 12 x 3 places for 10 classes, an even deal would give each 3 or 4 holders.
+    assert not set(held.sum(axis=0)) <= {3, 4}
+
+
+def test_consecutive_classes_go_round_and_are_cut_equally():
+    made = split("consecutive", TEN_BY_5000, 20, 10, rng(), classes_per_client=3)
+    for client, counts in enumerate(made.counts):
+        assert set(np.flatnonzero(counts)) == {(client + j) % 10 for j in range(3)}
+    holders = made.counts[made.counts > 0].reshape(20, 3)
+    assert holders.max() - holders.min() <= 1
+    # A permutation, not the order of the file.
+    assert (np.diff(made.parts[0][: made.counts[0, 0]]) != 1).any()
+
+
+def test_disjoint_classes_have_one_owner_in_the_order_asked_for():
+    rising = split("disjoint", TEN_BY_5000, 4, 10, rng())
+    assert [np.flatnonzero(c).tolist() for c in rising.counts] == [[0, 1, 2], [3, 4, 5], [6, 7], [8, 9]]
+    paper = split("disjoint", TEN_BY_5000, 5, 10, rng(), order="fedlap-dp")
+    assert [set(np.flatnonzero(c)) for c in paper.counts] == [set(own) for own in CLASS_ORDERS["fedlap-dp"]]
+    assert split("disjoint", TEN_BY_5000, 2, 10, rng(), order=[[9], list(range(9))]).counts[0, 9] == 5000
+
+
+def test_the_minimum_is_there_before_the_dirichlet():
+    labels = np.arange(2000) % 10
+    made = split("dirichlet-minimum", labels, 5, 10, rng(), alpha=0.01, per_class=7)
+    assert made.counts.min() == 7
+    assert heterogeneity(made.counts)["label_l1"] > 0.8
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.16, 10.0])
+@pytest.mark.parametrize("lengths", [[5000] * 10, [40, 900, 333, 7, 1]])
+def test_doubly_stochastic_clients_are_equal_in_size_and_unequal_in_labels(alpha, lengths):
+    labels = np.repeat(np.arange(len(lengths)), lengths)
+    made = split("doubly-dirichlet", labels, 8, len(lengths), rng(), alpha=alpha)
+    sizes = made.counts.sum(axis=1)
+    assert sizes.max() - sizes.min() <= 1
+    assert heterogeneity(made.counts)["label_l1"] > (0.5 if alpha < 1 else 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_whole_numbers_keep_both_margins_and_stay_near(seed):
+    rows, columns = np.array([31, 7, 62]), np.array([40, 20, 20, 20])
+    fitting = np.outer(rows, columns) / 100
+    whole = _whole_table(fitting, rows, columns)
+    assert (whole.sum(1).tolist(), whole.sum(0).tolist()) == (rows.tolist(), columns.tolist())
+    assert np.abs(whole - fitting).max() < 2
+    # Also from a table whose margins are far off.
+    whole = _whole_table(rng(seed).random((3, 4)) * 60, rows, columns)
+    assert (whole.sum(1).tolist(), whole.sum(0).tolist()) == (rows.tolist(), columns.tolist())
+    assert whole.min() >= 0
+
+
+def test_an_even_mix_at_given_sizes():
+    even = split("inner-dirichlet", TEN_BY_5000, 3, 10, rng(), alpha=1e5, sizes=[1000, 9000, 40_000])
+    assert even.counts.sum(axis=1).tolist() == [1000, 9000, 40_000]
+    assert heterogeneity(even.counts)["label_l1"] < 0.05
+
+
+def naive_inner_dirichlet(alpha, sizes, stock, generator):
+    """FedDyn's loop: a client at random among those with room, a class of its mix until one has rows left."""
+    stock, counts = np.array(stock), np.zeros((len(sizes), len(stock)))
+    mixes = generator.dirichlet(np.full(len(stock), alpha), len(sizes))
+    room = np.array(sizes)
+    while room.any():
+        client = generator.choice(len(room), p=room / room.sum())
+        room[client] -= 1
+        c = generator.choice(len(stock), p=mixes[client])
+        while not stock[c]:
+            c = generator.choice(len(stock), p=mixes[client])
+        counts[client, c] += 1
+        stock[c] -= 1
+    return counts
+
+
+def test_rows_are_handed_out_as_by_the_naive_loop():
+    sizes, stock, alpha, draws = [20, 40, 60], [30, 30, 30, 30], 0.6, 100
+    labels = np.repeat(np.arange(4), stock)
+    ours = [split("inner-dirichlet", labels, 3, 4, rng(s), alpha=alpha, sizes=sizes).counts for s in range(draws)]
+    naive = [naive_inner_dirichlet(alpha, sizes, stock, rng(1000 + s)) for s in range(draws)]
+    for name in ("label_l1", "effective_classes"):
+        mine, theirs = ([heterogeneity(counts.astype(int))[name] for counts in both] for both in (ours, naive))
+        error = math.sqrt((np.var(mine) + np.var(theirs)) / draws)
+        assert np.mean(mine) == pytest.approx(np.mean(theirs), abs=4 * error), name
+        assert error < 0.06, "too few draws to tell anything"
+
+
+def test_mixed_skews_sizes_and_labels():
+    measures = heterogeneity(split("mixed", TEN_BY_5000, 10, 10, rng(), alpha=0.2, size_alpha=0.5).counts)
+    assert measures["size_cv"] > 0.4
+    assert measures["label_l1"] > 0.5
+
+
+def test_equal_sizes_add_up():
+    assert equal_sizes(11, 4).tolist() == [3, 3, 3, 2]
+
+
+def grouped_task(groups):
+    task = twin_task(per_class=8)
+    return replace(task, train=replace(task.train, groups=torch.tensor(groups)))
+
+
+def natural(task, clients):
+    return divide("natural", registry().load("partitioner", "natural"), task, clients, rng(), "task")
+
+
+def test_natural_clients_are_the_groups():
+    task = grouped_task([7] * 3 + [2] * 11 + [5] * 10)
+    made = natural(task, 3)
+    assert [part.tolist() for part in made.parts] == [list(range(3, 14)), list(range(14, 24)), [0, 1, 2]]
+    # Two clients: the largest group alone, the others together.
+    assert [len(part) for part in natural(task, 2).parts] == [11, 13]
+    groups = task.train.groups
+    assert [groups[part].unique().tolist() for part in natural(task, 2).parts] == [[2], [5, 7]]
+    share = task.train.within(made.shares[1])
+    assert share.groups.tolist() == [5] * 10
+
+
+def test_natural_needs_groups_and_enough_of_them():
+    with pytest.raises(ConfigError, match="do not say whose a row is"):
+        natural(twin_task(per_class=8), 2)
+    with pytest.raises(ConfigError, match="use 1 to 3 clients"):
+        natural(grouped_task([0] * 8 + [1] * 8 + [2] * 8), 4)
+    with pytest.raises(DataError, match="24 rows but groups"):
+        grouped_task([0, 1])
+
+
+def test_a_saved_split_is_used_again_and_refused_elsewhere(tmp_path):
+    task = twin_task(per_class=8)
+    made = split("dirichlet", task.train.labels.numpy(), 3, 3, rng(), alpha=0.3)
+    path = tmp_path / "partition.json"
+    path.write_text(made.to_json())
+    load = registry().load("partitioner", "file")
+
+    def read(task=task, clients=3, path=path):
+        return divide("file", load, task, clients, rng(9), "task", path=str(path))
+
+    again = read()
+    assert again.hash == made.hash
+    assert again.options == {"path": str(path)}
+    with pytest.raises(ConfigError, match="set federation.clients = 3"):
+        read(clients=4)
+    with pytest.raises(DataError, match="24 rows, the data hold 30"):
+        read(task=twin_task(per_class=10))
+    with pytest.raises(DataError, match="cannot be read"):
+        read(path=tmp_path / "nothing.json")
+    with pytest.raises(ConfigError, match="needs 'path'"):
+        divide("file", load, task, 3, rng(), "task")
+
+
+def test_every_scheme_is_registered_under_its_name():
+    offered = {c.name: c for c in registry().of_kind("partitioner")}
+    assert set(SCHEMES) <= set(offered)
+    assert all(offered[name].load() is function for name, function in SCHEMES.items())

@@ -18,7 +18,7 @@ from ddfed.testing import DomainCase, StoreCase, parametrize_with_checks
 from ddfed_graph import datasets, models
 from ddfed_graph.domain import GraphDomain
 from ddfed_graph.graph import GraphData
-from ddfed_graph.stores import FreeAdjacency, GraphStore, Induced, LowRank, PairwiseMLP
+from ddfed_graph.stores import FreeAdjacency, Graphon, GraphStore, Induced, LowRank, PairwiseMLP
 
 pytest.importorskip("sklearn")
 
@@ -26,6 +26,7 @@ INFO = TaskInfo("graph", "check", (6,), ("a", "b", "c"), Space(low=-torch.inf, h
 STORES = {
     "induced": lambda classes: Induced(INFO, classes),
     "pge": lambda classes: PairwiseMLP(INFO, classes, hidden=16),
+    "graphon": lambda classes: Graphon(INFO, classes, hidden=16),
     "free-adjacency": lambda classes: FreeAdjacency(INFO, classes),
     "low-rank-adjacency": lambda classes: LowRank(INFO, classes, rank=4),
 }

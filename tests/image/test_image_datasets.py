@@ -366,6 +366,24 @@ def test_folder_sizes_and_channels(domain, tmp_path):
     assert domain.load("folder", tmp_path, {"channels": 1}).info.shape == (1, 32, 32)
 
 
+def test_folder_names_say_whose_an_image_is(domain, tmp_path):
+    for split in ("train", "test"):
+        for kind in ("cat", "dog"):
+            (tmp_path / split / kind).mkdir(parents=True)
+            for i, who in enumerate(("zoe", "anna", "ben", "zoe")):
+                (tmp_path / split / kind / f"{who}_{i}.png").write_bytes(png(np.full((4, 4), i, np.uint8)))
+    (tmp_path / "test" / "dog" / "anna_1.png").unlink()
+    task = domain.load("folder", tmp_path, {"groups": "^([^_]+)_"})
+    # Files are read by name: anna_1, ben_2, zoe_0, zoe_3. Groups are numbered alike in both splits.
+    assert task.train.groups.tolist() == [0, 1, 2, 2] * 2
+    assert task.test.groups.tolist() == [0, 1, 2, 2, 1, 2, 2]
+    assert task.train.subset([5, 0]).groups.tolist() == [1, 0]
+    assert task.limit(4, None).train.groups.tolist() == [0, 1, 0, 1]
+    assert domain.load("folder", tmp_path, {}).train.groups is None
+    with pytest.raises(DataError, match="does not fit 15 of 15 file names, such as 'anna_1.png'"):
+        domain.load("folder", tmp_path, {"groups": "writer(.)"})
+
+
 def test_unreadable_image_is_named(domain, tmp_path):
     fill(tmp_path)
     (tmp_path / "dog" / "broken.png").write_bytes(b"no image")
@@ -440,6 +458,8 @@ def test_unknown_data_set_and_option_name_the_near_one(domain):
         ({"image_size": "32"}, "image_size must be"),
         ({"channels": 2}, "channels must be"),
         ({"channels": True}, "channels must be"),
+        ({"groups": "^(["}, "no regular expression"),
+        ({"groups": "^[a-z]+_"}, "one pair of brackets .* it has 0"),
     ],
 )
 def test_odd_option_values(domain, tmp_path, options, message):
@@ -450,6 +470,8 @@ def test_odd_option_values(domain, tmp_path, options, message):
 def test_form_options_are_for_folders(domain):
     with pytest.raises(ConfigError, match="'image_size' is for the data set 'folder'"):
         domain.load("digits", None, {"image_size": 16})
+    with pytest.raises(ConfigError, match="'groups' is for the data set 'folder'.* no file names"):
+        domain.load("digits", None, {"groups": "(.)_"})
 
 
 # --- real files -----------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ddfed.match.terms.base import (
     mean_distance,
 )
 from ddfed.match.terms.memory import Barycentre, Prototype
+from ddfed.match.terms.public import PublicLogits
 from ddfed.match.terms.rows import MMD, Covariance, Hausdorff, Quantile
 from ddfed.match.terms.sums import (
     Attention,
@@ -48,6 +49,7 @@ TERMS: dict[str, type[Term]] = {
         Barycentre,
         ClassTerm,
         Adversarial,
+        PublicLogits,
     )
 }
 

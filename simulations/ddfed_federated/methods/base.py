@@ -18,6 +18,7 @@ from torch import Tensor
 from ddfed.data import Task
 from ddfed.devices import resolve_device
 from ddfed.domain import Domain, Network
+from ddfed.errors import ConfigError, one_of
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
@@ -112,6 +113,26 @@ class ServerContext:
         return net
 
 
+def check_one_network(context: ServerContext, why: str) -> None:
+    """Refuse clients with networks of another structure than the server's.
+
+    Args:
+        why: they must be alike, as the beginning of the message.
+
+    Raises:
+        ConfigError: ``federation.networks`` names others.
+    """
+    default = context.domain.default_network(context.task.info)
+    own = context.settings.distill.network or default
+    others = sorted({name or default for name in context.settings.federation.networks} - {own})
+    if others:
+        raise ConfigError(
+            f"method {context.settings.method!r}: {why}, so every client must have the server's network {own!r}; "
+            f"federation.networks names {one_of(others)}. Leave it empty, or take methods whose clients may differ: "
+            f"'dense', or sets made with distill.pool = 'R'. Look at the method and at baselines."
+        )
+
+
 def network_name(settings: SimulateSettings, client: int) -> str:
     """The structure that a client trains; empty for the domain's default."""
     several = settings.federation.networks
@@ -163,6 +184,13 @@ class ClientPart(ABC):
         """Whether a client's memory matters under these settings."""
         return self.stateful
 
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """Refuse settings or data that this part cannot work with, before a client exists.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+
 
 class ServerPart(ABC):
     """What the server makes of a phase's valid releases: merge and training (P4, P5)."""
@@ -170,6 +198,9 @@ class ServerPart(ABC):
     @abstractmethod
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
         """Merge ``releases``, sorted by client, none of them empty. The engine counts the round."""
+
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """As `ClientPart.check`."""
 
 
 Down = Callable[[ServerState, ServerContext], Broadcast]
@@ -227,6 +258,11 @@ def begin_with_network(context: ServerContext) -> ServerState:
     return ServerState(0, weights_of(context.network()))
 
 
+def nothing_beside(releases: Sequence[Release], context: ServerContext) -> Mapping[str, Network]:
+    """The global model is the only one."""
+    return {}
+
+
 class NoOptions(Settings):
     """A method without settings of its own."""
 
@@ -249,6 +285,7 @@ class FederatedMethod:
         control: it is compared with the main method, so it takes over that method's settings.
         personal: clients keep models of their own; accuracy is the mean of what they report.
         begin: the server's state before anything is sent.
+        beside: other models of a round, by name, whose accuracy is told beside that of the global one.
         forgets: how it forgets; None for a method without stores, which cannot.
     """
 
@@ -265,6 +302,7 @@ class FederatedMethod:
     control: bool = False
     personal: bool = False
     begin: Callable[[ServerContext], ServerState] = begin_with_network
+    beside: Callable[[Sequence[Release], ServerContext], Mapping[str, Network]] = nothing_beside
     forgets: Forgetting | None = None
 
     def phase(self, name: str) -> Phase:
@@ -279,6 +317,16 @@ class FederatedMethod:
     def rounds(self, settings: SimulateSettings) -> int:
         """How many it holds."""
         return 1 if self.one_shot else settings.federation.rounds
+
+    def check(self, context: ServerContext) -> None:
+        """Refuse what one of the parts cannot work with.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+        for phase in (*self.setup, *self.phases):
+            phase.client.check(context)
+            phase.server.check(context)
 
     def remembers(self, settings: SimulateSettings) -> bool:
         """Whether its clients have a memory that a resumed simulation must give back."""
@@ -303,6 +351,7 @@ __all__ = [
     "ServerPart",
     "ServerState",
     "begin_with_network",
+    "check_one_network",
     "network_name",
     "send_nothing",
     "send_weights",

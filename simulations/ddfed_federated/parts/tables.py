@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +12,15 @@ from ddfed.data import Batch
 from ddfed.domain import Network
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate, Query
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerPart,
+    ServerState,
+    check_one_network,
+)
 
 
 def per_class(
@@ -79,10 +87,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Keeps(ServerPart):
+    """Keep the clients' tables of a name as one, for what is sent down next.
+
+    How they become one is the method's option ``weighting``; see `pooled`.
+    """
+
+    name: str
+
+    def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
+        tables = [r.statistics[self.name] for r in releases]
+        return replace(state, memory={**state.memory, self.name: pooled(tables, context.options.weighting)})
+
+
+@dataclass(frozen=True)
 class Measures(ClientPart):
     """Send class means of the real rows and nothing else."""
 
     tables: tuple[Table, ...]
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients send what the global model answers")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("statistics",), statistics={t.name: t.shape(context) for t in self.tables})
