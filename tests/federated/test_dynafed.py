@@ -99,7 +99,7 @@ def test_passes_before_refining_move_the_statistics_of_norms():
 def test_what_could_never_make_a_set_is_refused_before_the_first_round(rounds, options, said):
     s = settings("dynafed", options=options, federation={"rounds": rounds})
     with pytest.raises(ConfigError, match=said):
-        method_of(s).begin(server_context(s))
+        method_of(s).check(server_context(s))
 
 
 def test_interrupted_before_or_after_the_synthesis_it_goes_on_to_the_same_numbers(tmp_path):

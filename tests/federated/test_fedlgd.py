@@ -7,7 +7,7 @@ import torch
 from playing import DOMAIN, TASK, client, client_context, method_of, play, server_context, settings, shares
 
 from ddfed.distill import distill
-from ddfed.errors import GateError
+from ddfed.errors import ConfigError, GateError
 from ddfed.gate import EmptyGate, GivenGradient, PlainGate, Query
 from ddfed.seeds import Streams
 from ddfed_federated.parts.tables import pooled
@@ -214,3 +214,17 @@ def test_interrupted_it_goes_on_to_the_same_numbers(tmp_path):
             simulate(s, folder, Progressing(finished=stop))
         assert rows(simulate(s, folder, resume=True)) == whole
     assert [row["round"] for row in whole] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"federation": {"networks": ["small", "wide"]}}, "clients train the global weights"),
+        ({"distill": {"network": "small", "augment": "jpeg"}}, "jpeg"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fedlgd", "quickdrop"])
+def test_what_cannot_run_is_refused_before_the_first_round(method, changed, said):
+    s = settings(method, **changed)
+    with pytest.raises(ConfigError, match=said):
+        method_of(s).check(server_context(s))

@@ -83,24 +83,7 @@ def synthesis(context: ServerContext) -> PartSettings:
 
 
 def begin_with_trajectory(context: ServerContext) -> ServerState:
-    """The global network as the seed gives it, which is where the path begins.
-
-    Raises:
-        ConfigError: the set could never be made: too few rounds, too short a path, or parts that do not fit the task.
-    """
-    options, rounds = context.options, context.settings.federation.rounds
-    if rounds + 1 < options.begins:
-        raise ConfigError(
-            f"method 'dynafed' makes its set once {options.begins} global models are known, and {rounds} rounds give "
-            f"{rounds + 1}: it would be fedavg. Ask for {options.begins - 1} rounds or more, or set options.begins to "
-            f"{rounds + 1} or less."
-        )
-    if options.begins <= options.span:
-        raise ConfigError(
-            f"method 'dynafed': {options.begins} models hold no start with {options.span} rounds after it. Set "
-            f"options.begins above options.span."
-        )
-    check_parts(synthesis(context), context.domain, context.task.info)
+    """The global network as the seed gives it, which is where the path begins."""
     net = context.network()
     return ServerState(0, weights_of(net), {"trajectory": [snapshot_of(net).cpu()]})
 
@@ -123,6 +106,26 @@ class FollowsDynamics(ServerPart):
     """
 
     merge: ServerPart = field(default_factory=lambda: AveragesAlike(fedavg))
+
+    def check(self, context: ServerContext) -> None:
+        """Refuse what could never make a set: too few rounds, too short a path, or parts that do not fit the task.
+
+        Raises:
+            ConfigError: says which.
+        """
+        options, rounds = context.options, context.settings.federation.rounds
+        if rounds + 1 < options.begins:
+            raise ConfigError(
+                f"method 'dynafed' makes its set once {options.begins} global models are known, and {rounds} rounds "
+                f"give {rounds + 1}: it would be fedavg. Ask for {options.begins - 1} rounds or more, or set "
+                f"options.begins to {rounds + 1} or less."
+            )
+        if options.begins <= options.span:
+            raise ConfigError(
+                f"method 'dynafed': {options.begins} models hold no start with {options.span} rounds after it. Set "
+                f"options.begins above options.span."
+            )
+        check_parts(synthesis(context), context.domain, context.task.info)
 
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
         state = self.merge(state, releases, context)

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddfed.central import check_parts
 from ddfed.distill import distill
 from ddfed.domain import Network
 from ddfed.evaluate import Protocol, train
@@ -30,6 +31,7 @@ from ddfed_federated.methods.base import (
     Phase,
     ServerContext,
     ServerState,
+    check_one_network,
     weights_of,
 )
 from ddfed_federated.parts.averaging import Averages, fedavg
@@ -64,6 +66,10 @@ class TrainsAndDistils(_SendsWeights):
     """
 
     stateful = True
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients train the global weights")
+        check_parts(context.settings.distill, context.domain, context.task.info)
 
     def __call__(
         self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from ddfed.central import check_parts
 from ddfed.data import TaskInfo
 from ddfed.distill import distill
 from ddfed.domain import Network
@@ -30,6 +31,7 @@ from ddfed_federated.methods.base import (
     ServerContext,
     ServerPart,
     ServerState,
+    check_one_network,
     weights_of,
 )
 from ddfed_federated.parts.averaging import Averages, fedavg
@@ -188,6 +190,10 @@ class TrainsOnVirtual(ClientPart):
 
     stateful = True
 
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients train the global weights")
+        check_parts(context.settings.distill, context.domain, context.task.info)
+
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("weights",), weights=state.weights)
 
@@ -247,6 +253,9 @@ class DistilsGradients(ServerPart):
     """
 
     merge: ServerPart = field(default_factory=lambda: Averages(fedavg))
+
+    def check(self, context: ServerContext) -> None:
+        check_parts(gradient_parts(context), context.domain, context.task.info)
 
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
         merged, number, o = self.merge(state, releases, context), state.round + 1, context.options
