@@ -14,6 +14,7 @@ from flwr.common.serde import context_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 import ddfed
+from ddfed.artifact import SyntheticSet
 from ddfed.config import Layer, to_toml
 from ddfed.errors import ConfigError, FederationError
 from ddfed.runs import RunFolder
@@ -22,9 +23,11 @@ from ddfed_federated.flower import roster as rosters
 from ddfed_federated.flower.control import Outcome
 from ddfed_federated.flower.grid import LocalGrid
 from ddfed_federated.flower.roster import Roster
+from ddfed_federated.report import federated_page
 from ddfed_federated.rounds import Progressing
 from ddfed_federated.settings import resolve_simulate
 from ddfed_federated.simulate import check_deployed, simulate
+from ddfed_federated.worker import load_task
 
 APP = "ddfed_federated.flower.client_app:app"
 
@@ -177,10 +180,10 @@ def test_sites_distil_their_own_folders_in_the_space_of_the_server(pictures, tmp
     chosen = settings(**own(pictures), federation={"partition": "own"})
     summary = deployed(chosen, tmp_path, [pictures / "a", pictures / "b"])
     assert summary["partition"]["counts"] == [[6, 7], [9, 10]] and summary["partition"]["units"] == [13, 19]
-    from ddfed.artifact import SyntheticSet
-
     [run] = tmp_path.glob("*-run")
     syn = SyntheticSet.load(run)
+    page = federated_page(summary, load_task(chosen)[0], syn).save(tmp_path / "report.html")
+    assert "own" in page.read_text()
     natural, _ = syn.natural()
     owner = torch.tensor(syn.provenance["federated"]["client_of_item"])
     # Site a is dark and b bright: were each standardised by its own mean, both would look alike here.
