@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,9 @@ def simulate(
         "--rounds": ("federation.rounds", rounds),
         "--partition": ("federation.partition", partition),
         "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
-        "--baselines": ("baselines", None if baselines is None else _names(baselines)),
+        "--baselines": ("baselines", None if baselines is None else names(baselines)),
         "--forget": ("forget", list(forget) or None),
-        "--references": ("references", None if references is None else _names(references)),
+        "--references": ("references", None if references is None else names(references)),
         "--backend": ("federation.backend", backend),
         "--workers": ("federation.workers", workers),
         **shared_flags(shared),
@@ -92,7 +93,8 @@ def _settings() -> Any:
 simulate.settings = _settings  # type: ignore[attr-defined]
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """A comma-separated option; 'none' for none."""
     return [] if text.strip() in ("", "none") else [part.strip() for part in text.split(",")]
 
 
@@ -101,19 +103,45 @@ def _label(settings: Any) -> str:
 
 
 def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[str, Any]:
+    from ddfed_federated.simulate import simulate as run
+
+    return carried_out(
+        settings,
+        folder,
+        quiet,
+        lambda watching, _: run(settings, folder, watching, resume=resume),
+        "ddfed simulate",
+    )
+
+
+def carried_out(
+    settings: Any,
+    folder: RunFolder,
+    quiet: bool,
+    hold: Callable[[Any, Callable[[str], None]], dict[str, Any]],
+    command: str,
+) -> dict[str, Any]:
+    """Hold a run with bars and notes, then write its report.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        quiet: no progress.
+        hold: ``(watching, note) -> summary``: all rounds.
+        command: that goes on with the run, given ``--resume``.
+    """
     from ddfed.artifact import SyntheticSet
     from ddfed.progress import Progress
     from ddfed_federated.report import federated_page
     from ddfed_federated.rounds import Progressing
-    from ddfed_federated.simulate import simulate as run
     from ddfed_federated.worker import load_task
 
     with folder, Progress(enabled=not quiet) as progress:
         watching = _watch(progress, settings, Progressing)
         try:
-            summary = run(settings, folder, watching, resume=resume)
+            summary = hold(watching, progress.note)
         except KeyboardInterrupt as interrupt:
-            progress.note(f"interrupted; go on with: ddfed simulate --resume {folder.path}")
+            progress.note(f"interrupted; go on with: {command} --resume {folder.path}")
             interrupt.told = True  # type: ignore[attr-defined]
             raise
     domain, _ = load_task(settings)

@@ -77,6 +77,7 @@ def ddfed_register(registry: Registry) -> None:
     for name, target, summary in (
         ("natural", "natural", "rows of one writer, speaker or site stay together"),
         ("file", "from_file", "a split saved before, such as a run's partition.json"),
+        ("own", "own", "each site of a deployment holds a folder of its own"),
     ):
         registry.add("partitioner", name, f"{given}:{target}", summary=summary, sees="task")
     registry.add("skew", "noise", "ddfed_federated.skew:noise", summary="Gaussian noise that grows with the client")
@@ -84,6 +85,8 @@ def ddfed_register(registry: Registry) -> None:
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
     registry.add("backend", "ray", "ddfed_federated.backends:ray",
                  summary="Flower's simulation on Ray", extra="federated", modules=("flwr", "ray"))  # fmt: skip
+    registry.add("backend", "deployed", "ddfed_federated.backends:deployed",
+                 summary="on separate machines, by `ddfed deploy`", **_NEEDS)  # fmt: skip
 
 
 @hookimpl
@@ -92,4 +95,7 @@ def ddfed_commands(cli: click.Group) -> None:
 
     cli.add_command(
         LazyCommand("simulate", "ddfed_federated.cli:simulate", "Run a federation: clients distil, a server learns.")
+    )
+    cli.add_command(
+        LazyCommand("deploy", "ddfed_federated.deploy.cli:deploy", "Set up and run a federation of separate machines.")
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ddfed.artifact import SyntheticSet
 from ddfed.central import task_facts, versions
-from ddfed.data import Task
+from ddfed.data import RealData, Task
 from ddfed.devices import keep_memory, resolve_device
 from ddfed.domain import Domain
 from ddfed.errors import ConfigError, FederationError
@@ -22,7 +23,7 @@ from ddfed.store import HardLabels, Pixels
 from ddfed_federated.efficiency import to_targets
 from ddfed_federated.fairness import per_client
 from ddfed_federated.forgetting import Probe, forget
-from ddfed_federated.measures import kept_ties
+from ddfed_federated.measures import heterogeneity, kept_ties
 from ddfed_federated.methods import ServerContext, ServerState
 from ddfed_federated.partition import Partition
 from ddfed_federated.probe import measured, measured_sets
@@ -33,9 +34,18 @@ from ddfed_federated.skew import NONE, check_skew, recorded, seen_by
 from ddfed_federated.targets import Targets
 from ddfed_federated.worker import load_partition, load_task
 
+if TYPE_CHECKING:
+    from ddfed_federated.flower.roster import Roster
+    from ddfed_federated.flower.survey import Survey
+
 
 def simulate(
-    settings: SimulateSettings, folder: RunFolder, progress: Progressing | None = None, resume: bool = False
+    settings: SimulateSettings,
+    folder: RunFolder,
+    progress: Progressing | None = None,
+    resume: bool = False,
+    backend: Callable[[Callable[[Any], None], SimulateSettings], None] | None = None,
+    surveyed: bool = False,
 ) -> dict[str, Any]:
     """Run the method and its baselines.
 
@@ -44,6 +54,8 @@ def simulate(
         folder: where the run writes itself down.
         progress: told of replies and rounds.
         resume: go on from the folder's checkpoint; the numbers equal the uninterrupted run's.
+        backend: where it runs, called with the server's part and the settings; None for the one they name.
+        surveyed: whether clients read data of their own, which are then looked at before the first round.
 
     Returns:
         The summary, also written to ``summary.json``; the main method's last union is saved as an artifact.
@@ -56,17 +68,43 @@ def simulate(
     torch.set_num_threads(settings.federation.server_threads)
     domain, task = load_task(settings)
     check_skew(settings, domain, task.info)
-    partition = load_partition(settings)
+    if surveyed and settings.federation.partition == "own":
+        settings = _in_one_space(settings, task)
+    survey = _survey(settings, task) if surveyed else None
+    partition = load_partition(settings) if survey is None else survey.partition()
     _check_methods(settings, domain, task)
-    _check_shares(settings, partition)
+    if settings.federation.partition != "own":
+        _check_shares(settings, partition)
     check_references(settings.references, task, partition)
     folder_state = folder.load_checkpoint() if resume and folder.has_checkpoint else None
-    (folder.path / "partition.json").write_text(partition.to_json(), encoding="utf-8")
-    run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state)
-    backend = registry().load("backend", settings.federation.backend, "federation.backend")
+    run = _Run(settings, domain, task, partition, folder, progress or Progressing(), folder_state, survey)
+    run_on = backend or registry().load("backend", settings.federation.backend, "federation.backend")
     begun = time.perf_counter()
-    backend(run.main, settings)
+    run_on(run.main, settings)
     return run.finish(time.perf_counter() - begun)
+
+
+def _in_one_space(settings: SimulateSettings, task: Task) -> SimulateSettings:
+    """Settings that make all sites use the server's space: sets in different ones cannot be merged.
+
+    Raises:
+        ConfigError: the data are more than rows in an affine space.
+    """
+    space = task.info.space
+    if type(task.train) is not RealData or space.whitening:
+        raise ConfigError(
+            f"the split 'own' is for separate rows without whitening, which {task.info.dataset!r} with these settings "
+            f"are not: what is measured on all rows would differ between sites"
+        )
+    options = {"space": {"mean": list(space.mean), "std": list(space.std)}}
+    federation = settings.federation.model_copy(update={"partition_options": options})
+    return settings.model_copy(update={"federation": federation})
+
+
+def _survey(settings: SimulateSettings, task: Task) -> Survey:
+    from ddfed_federated.flower.survey import Survey
+
+    return Survey(settings, task)
 
 
 def check_simulate(settings: SimulateSettings) -> None:
@@ -98,6 +136,29 @@ def _check_methods(settings: SimulateSettings, domain: Domain, task: Task) -> No
         method.check(context)
 
 
+def check_deployed(settings: SimulateSettings) -> None:
+    """As `check_simulate`, for a federation whose sites may hold their own data.
+
+    Raises:
+        DdfedError: says what is wrong.
+    """
+    if settings.federation.partition != "own":
+        check_simulate(settings)
+        return
+    resolve_device(settings.run.device)
+    domain, task = load_task(settings)
+    check_skew(settings, domain, task.info)
+    domain.augmentation(settings.server.augment, task.info)
+    _check_methods(settings, domain, task)
+    _in_one_space(settings, task)
+    for asked in ("references", "forget"):
+        if getattr(settings, asked):
+            raise ConfigError(
+                f"{asked} = {', '.join(getattr(settings, asked))} needs real rows at the server, and the sites of the "
+                f"split 'own' keep theirs to themselves; leave it out"
+            )
+
+
 def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
     """Refuse a split in which no client holds enough rows of any class to distil."""
     sends_sets = registry().load("federated", settings.method).sends_sets
@@ -122,6 +183,7 @@ class _Run:
         folder: RunFolder,
         progress: Progressing,
         saved: dict[str, Any] | None,
+        survey: Survey | None,
     ) -> None:
         self.settings, self.domain, self.task, self.partition = settings, domain, task, partition
         self.folder, self.progress = folder, progress
@@ -130,7 +192,7 @@ class _Run:
         self.union: dict[str, Any] | None = None
         self.clients: dict[str, dict[str, Any]] = {}
         self.forgotten: dict[str, Any] | None = None
-        self.saved = saved
+        self.saved, self.survey = saved, survey
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
@@ -141,13 +203,16 @@ class _Run:
 
     def main(self, grid: Any) -> None:
         """Hold all rounds of all methods."""
-        from ddfed_federated.flower.loop import wait_for_nodes
+        from ddfed_federated.flower.roster import Roster
 
-        nodes = wait_for_nodes(grid, self.settings.federation.clients)
+        nodes = Roster(grid, self.settings.federation.clients, self.survey)
+        if self.survey is not None:
+            self.partition = self.survey.partition()
+        (self.folder.path / "partition.json").write_text(self.partition.to_json(), encoding="utf-8")
         for name in self.plan:
             self._method(name, grid, nodes)
 
-    def _method(self, name: str, grid: Any, nodes: dict[int, int]) -> None:
+    def _method(self, name: str, grid: Any, nodes: Roster) -> None:
         settings = settings_of(self.settings, name)
         progress = replace(self.progress, finished=self._finished(self.progress))
         rounds = Rounds(settings, self.domain, self.task, grid, nodes, progress)
@@ -155,6 +220,11 @@ class _Run:
         if self.rows[name] and self.rows[name][-1].round >= rounds.last and not forgets:
             return
         if self.saved and self.saved["method"] == name:
+            if settings.federation.backend == "deployed" and rounds.method.remembers(settings):
+                raise FederationError(
+                    f"clients of {name!r} remember their last round, and Flower keeps that for one run only: a "
+                    f"deployed run of it cannot be resumed; start it anew"
+                )
             saved = self.saved["state"]
             state = ServerState(saved["round"], saved["weights"], saved["memory"])
             rounds.resume(self.saved["rounds"])
@@ -162,6 +232,8 @@ class _Run:
             state = rounds.begin()
         setting_up = bool(rounds.method.setup) and not self.rows[name]
         while setting_up or state.round < rounds.last:
+            for change in nodes.refresh():
+                self.folder.event("nodes", method=name, round=state.round + 1, change=change)
             state, row = rounds.set_up(state) if setting_up else rounds.hold(state)
             setting_up = False
             self.rows[name].append(row)
@@ -259,7 +331,7 @@ class _Run:
                 "hash": self.partition.hash,
                 "skew": recorded(self.settings),
                 "counts": self.partition.counts.tolist(),
-                "measures": measured(context, self.partition),
+                "measures": self._measures(context),
                 "sets": measured_sets(context, self.union, self.partition.clients) if self.union else {},
                 "units": [len(share) for share in self.partition.shares],
                 "ties": self._ties(),
@@ -276,6 +348,12 @@ class _Run:
         self.folder.write_summary(summary)
         return summary
 
+    def _measures(self, context: ServerContext) -> dict[str, float | None]:
+        """How unequal the clients are; of rows that sites keep to themselves, as far as counts tell."""
+        if self.settings.federation.partition == "own":
+            return {**heterogeneity(self.partition.counts)}
+        return measured(context, self.partition)
+
     def _method_summary(self, name: str) -> dict[str, Any]:
         rows, component = self.rows[name], registry().get("federated", name)
         return {
@@ -291,7 +369,9 @@ class _Run:
         }
 
     def _ties(self) -> dict[str, list[int]]:
-        """What ties rows, as [kept, all]."""
+        """What ties rows, as [kept, all]; sites with data of their own have no ties to count."""
+        if self.settings.federation.partition == "own":
+            return {}
         return {name: list(both) for name, both in self.task.train.ties(self.partition.shares).items()}
 
     def _ledger(self) -> Ledger:
