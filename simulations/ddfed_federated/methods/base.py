@@ -332,6 +332,23 @@ class FederatedMethod:
         """Whether its clients have a memory that a resumed simulation must give back."""
         return any(p.client.remembers(settings) for p in (*self.setup, *self.phases))
 
+    def described(self) -> dict[str, Any]:
+        """For `ddfed methods show`: exchanges, settings of its own, and where it departs from the paper."""
+        held = [*(f"once: {p.name}" for p in self.setup), *(p.name for p in self.phases)]
+        options = {
+            f"options.{name}": f"{field.get_default(call_default_factory=True)!r}: {field.description}"
+            for name, field in self.options.model_fields.items()
+        }
+        return {
+            "citation": self.citation,
+            "rounds": "one" if self.one_shot else "many",
+            "exchanges": ", then ".join(held),
+            **({"models": "one a client"} if self.personal else {}),
+            **({"forgets": self.forgets.title} if self.forgets else {}),
+            **options,
+            **{f"departure {i}": text for i, text in enumerate(self.departures, 1)},
+        }
+
     @property
     def sends_sets(self) -> bool:
         """Whether clients make sets, as opposed to training on their records alone."""
