@@ -20,10 +20,18 @@ DOMAIN = TwinDomain()
 
 
 def settings(method: str = "feddm", **sections) -> SimulateSettings:
+    of_ball = registry().load("federated", method).defaults.get("distill", {}).get("pool", "ball") == "ball"
     base = {
         "method": method,
         "data": {"domain": "twin", "dataset": "blobs"},
-        "distill": {"ipc": 2, "steps": 5, "lr": 0.1, "min_count": 1, "pool_options": {"rho": 0.5}, "network": "small"},
+        "distill": {
+            "ipc": 2,
+            "steps": 5,
+            "lr": 0.1,
+            "min_count": 1,
+            "network": "small",
+            **({"pool_options": {"rho": 0.5}} if of_ball else {}),
+        },  # fmt: skip
         "server": {"epochs": 5},
         "local": {"epochs": 2},
         "federation": {"rounds": 2},
