@@ -1,4 +1,4 @@
-"""CollabDM: answers of clients pool to those of everybody's rows, and the server's engine cannot tell the difference."""
+"""CollabDM: answers of clients pool to those of everybody's rows, and the server's engine cannot tell."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The server's engine asks, clients answer: what a client's rows say of shared networks is sent up instead of asked later.
+"""The server's engine asks, clients answer beforehand.
 
-Distribution matching asks real rows for class means of features alone, and networks drawn at random know nothing of any
-data. So the questions of a whole distillation are known beforehand: a client answers them all at once, and the server's
-engine runs later on the answers, pooled, as if it stood before everybody's rows.
+Distribution matching asks real rows for class means of features alone, and networks drawn at random know nothing of
+any data. So the questions of a whole distillation are known: a client answers them all at once, and the server's engine
+runs later on the answers, pooled, as if it stood before everybody's rows.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class _SumsOnly(Gate):
 
     def _refusal(self, what: str) -> GateError:
         return GateError(
-            f"answers given beforehand are sums of contributions, and {what!r} asks for something else. Use an engine of "
-            f"sums over networks drawn at random (objective 'mean' or 'moments', pool 'R', init 'noise')."
+            f"answers given beforehand are sums of contributions, and {what!r} asks for something else. Use an engine "
+            f"of sums over networks drawn at random (objective 'mean' or 'moments', pool 'R', init 'noise')."
         )
 
 
@@ -49,8 +49,8 @@ class Recording(_SumsOnly):
 
     Args:
         gate: the client's rows.
-        classes: those that are answered for. The engine is told that all classes of the task are there, so that its draws
-            do not depend on which ones a client holds; the others get sum and count 0.
+        classes: those that are answered for. The engine is told that all classes of the task are there, so that its
+            draws do not depend on which ones a client holds; the others get sum and count 0.
         streams: of the client. Which rows are drawn is the client's own secret, unlike the networks.
     """
 
@@ -110,7 +110,7 @@ def answered(
     gate: Gate, domain: Domain, parts: PartSettings, shared: Streams, own: Streams, classes: tuple[int, ...],
     scope: str, device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """Class means of all questions that a distillation with ``parts`` below ``shared`` will ask, (questions, classes, width).
+    """Class means of all questions that a distillation with ``parts`` below ``shared`` will ask.
 
     The engine itself asks them, with one item a class that is thrown away, so that both sides ask the same.
 
@@ -123,6 +123,9 @@ def answered(
         classes: those that are answered for; zeros elsewhere.
         scope: for observers and messages.
         device: where networks live.
+
+    Returns:
+        (questions, classes, width).
     """
     recording = Recording(gate, classes, own)
     asking = parts.model_copy(update={"ipc": 1})
@@ -131,7 +134,7 @@ def answered(
 
 
 def checksums(domain: Domain, info: TaskInfo, parts: PartSettings, shared: Streams) -> Tensor:
-    """CRC-32 of the first tensor of every network that a distillation with pool R below ``shared`` draws, (steps,) int64.
+    """CRC-32 of the first tensor of each network that a distillation with pool R below ``shared`` draws, (steps,).
 
     Two sides whose libraries draw other numbers from a seed would match means of unrelated networks, and nothing else
     would tell.

@@ -10,6 +10,7 @@ from torch import Tensor
 from ddfed.distill import distill
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
+from ddfed.settings import PartSettings
 from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState
 from ddfed_federated.parts.tables import Table
 from ddfed_federated.settings import SimulateSettings
@@ -17,6 +18,11 @@ from ddfed_federated.settings import SimulateSettings
 
 def _nothing(broadcast: Broadcast) -> Mapping[str, Tensor]:
     return {}
+
+
+def _untouched(parts: PartSettings) -> PartSettings:
+    """Real items as they are, whatever the method that is controlled starts from."""
+    return parts.model_copy(update={"steps": 0, **({"init": "random"} if parts.init == "noise" else {})})
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Distils(ClientPart):
         if not held:
             return context.release(broadcast), state
         restart = self.restart_of(settings)
-        parts = settings.distill if self.distils else settings.distill.model_copy(update={"steps": 0})
+        parts = settings.distill if self.distils else _untouched(settings.distill)
         previous = {k: v for k, v in state.items() if k == "x"} if restart == "previous" else {}
         syn = distill(
             gate,
