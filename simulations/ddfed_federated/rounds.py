@@ -27,6 +27,7 @@ from ddfed_federated.flower.loop import collect, still_out
 from ddfed_federated.methods import FederatedMethod, Phase, ServerContext, ServerState
 from ddfed_federated.parts.union import items_of
 from ddfed_federated.settings import SimulateSettings, options_of
+from ddfed_federated.targets import Targets
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
 _SERVER_ONLY: Any = {
@@ -34,6 +35,7 @@ _SERVER_ONLY: Any = {
     "references": True,
     "targets": True,
     "methods": True,
+    "forget": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
@@ -61,6 +63,7 @@ class RoundRow:
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
         ledger: what the clients of the merged releases say was asked of their records.
+        told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
     """
 
     method: str
@@ -78,6 +81,7 @@ class RoundRow:
     client_seconds: tuple[float, float] = (0.0, 0.0)
     note: str = ""
     ledger: tuple[dict[str, Any], ...] = ()
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> int:
@@ -150,7 +154,12 @@ class Rounds:
         self._seeds = {int(k): int(v) for k, v in memory["seeds"]}
         self._memories = {int(k): dict(v) for k, v in memory["clients"]}
         if self._memories:
-            self._remind()
+            self._remind(self._memories)
+
+    def clear(self) -> None:
+        """Let simulated clients that remember something forget it all, for a run from the beginning."""
+        if self.method.remembers(self.settings):
+            self._remind({client: {} for client in self.nodes})
 
     def remember(self) -> dict[str, Any]:
         """What a checkpoint holds beside the server's state."""
@@ -159,7 +168,7 @@ class Rounds:
             "clients": [[k, v] for k, v in sorted(self._memories.items())],
         }
 
-    def _remind(self) -> None:
+    def _remind(self, memories: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Give simulated clients back the memory that died with the old process.
 
         Not traffic of the federation: a deployed client keeps its memory, so nothing is booked.
@@ -168,7 +177,7 @@ class Rounds:
 
         messages = [
             Message(RecordDict({"state": wire.pack(memory)}), self.nodes[client], "query.set_state")
-            for client, memory in self._memories.items()
+            for client, memory in memories.items()
         ]
         replies, missing = collect(self.grid, messages)
         failed = [wire.error_text(reply) for reply in replies if reply.has_error()]
@@ -191,29 +200,53 @@ class Rounds:
 
     # --- a round -------------------------------------------------------------------------------------------------
 
-    def participants(self, number: int) -> list[int]:
+    def participants(self, number: int, everyone: bool = False) -> list[int]:
         """Clients asked in a round: drawn without replacement from seed and round alone.
 
         A client that has not answered yet is not asked again: two messages at once could overwrite its state.
         """
         federation = self.settings.federation
-        wanted = max(1, round(federation.participation * federation.clients)) if number else federation.clients
+        share = 1.0 if everyone else federation.participation
+        wanted = max(1, round(share * federation.clients))
         drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
         self._out = still_out(self.grid, self._out)
         busy = set(self._out.values())
         return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
 
+    def whole(self) -> tuple[ServerState, list[RoundRow]]:
+        """All rounds from the beginning, without a checkpoint."""
+        state, rows = self.begin(), []
+        if self.method.setup:
+            state, row = self.set_up(state)
+            rows.append(row)
+        while state.round < self.last:
+            state, row = self.hold(state)
+            rows.append(row)
+        return state, rows
+
+    def forget(self, state: ServerState, targets: Targets) -> tuple[ServerState, list[RoundRow]]:
+        """Let the method forget, with all clients; a row for each round that this takes."""
+        how = self.method.forgets
+        assert how is not None
+        state, rows = how.begin(state, targets, self.context), []
+        for name in how.rounds(self.context):
+            state, row = self._hold(state, state.round + 1, (self.method.phase(name),), everyone=True)
+            rows.append(row)
+        return state, rows
+
     def set_up(self, state: ServerState) -> tuple[ServerState, RoundRow]:
         """What the method does once, before the first round: round 0."""
-        return self._hold(state, 0, self.method.setup)
+        return self._hold(state, 0, self.method.setup, everyone=True)
 
     def hold(self, state: ServerState) -> tuple[ServerState, RoundRow]:
         """One round; a round without enough valid releases keeps the model and says so."""
         return self._hold(state, state.round + 1, self.method.phases)
 
-    def _hold(self, before: ServerState, number: int, phases: tuple[Phase, ...]) -> tuple[ServerState, RoundRow]:
+    def _hold(
+        self, before: ServerState, number: int, phases: tuple[Phase, ...], everyone: bool = False
+    ) -> tuple[ServerState, RoundRow]:
         begun = time.perf_counter()
-        asked = self.participants(number)
+        asked = self.participants(number, everyone)
         tally, state, note = _Tally(), before, ""
         clients, releases = asked, list[Release]()
         for phase in phases:
@@ -242,6 +275,7 @@ class Rounds:
             client_seconds=_client_seconds(tally.releases),
             note=note,
             ledger=tuple(_merged(tally.releases).to_json()),
+            told={} if note else self._told(releases),
         )
         self.progress.finished(row)
         return state, row
@@ -343,6 +377,11 @@ class Rounds:
             told = [r.metrics["accuracy"] for r in releases if "accuracy" in r.metrics]
             return sum(told) / len(told) if told else 0.0
         return accuracy(self.context.network(state.weights), self.task.test)
+
+    def _told(self, releases: list[Release]) -> dict[str, float]:
+        """How good the models beside the global one are."""
+        beside = self.method.beside(releases, self.context)
+        return {name: accuracy(net, self.task.test) for name, net in beside.items()}
 
 
 @dataclass

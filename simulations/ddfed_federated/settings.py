@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from ddfed.config import Layer, Resolved, resolve
-from ddfed.errors import ConfigError
+from ddfed.errors import ConfigError, one_of
 from ddfed.registry import registry
 from ddfed.settings import (
     DataSettings,
@@ -21,6 +21,7 @@ from ddfed.settings import (
     without_foreign_options,
 )
 from ddfed_federated.codecs import codec_name
+from ddfed_federated.targets import Targets
 
 
 class ServerSettings(Settings):
@@ -94,6 +95,16 @@ class FederationSettings(Settings):
         (), description="rehearsed faults 'ROUND:CLIENT:KIND' with raise, nan, shape, labels, exit or hang"
     )
 
+    without: tuple[str, ...] = Field(
+        (), description="left out from the beginning: client=3 (has no records), class=7 (no client has any of it)"
+    )
+
+    @field_validator("without")
+    @classmethod
+    def _known_targets(cls, without: tuple[str, ...]) -> tuple[str, ...]:
+        Targets.parse(without)
+        return without
+
     @field_validator("faults")
     @classmethod
     def _known_faults(cls, faults: tuple[str, ...]) -> tuple[str, ...]:
@@ -126,6 +137,10 @@ class SimulateSettings(Settings):
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="accuracies in (0, 1] for which rounds, bytes and seconds are told, beside 90 % of the best"
     )
+    forget: tuple[str, ...] = Field(
+        (),
+        description="what the main method forgets when it is trained: client=3, class=7; beside it a run without them",
+    )
     data: DataSettings = DataSettings()
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -136,6 +151,12 @@ class SimulateSettings(Settings):
     local: LocalSettings = LocalSettings()
     federation: FederationSettings = FederationSettings()
     run: RunSettings = RunSettings()
+
+    @field_validator("forget")
+    @classmethod
+    def _known_targets(cls, forget: tuple[str, ...]) -> tuple[str, ...]:
+        Targets.parse(forget)
+        return forget
 
 
 #: What each method of a comparison has for itself; the rest is the run's.
@@ -178,6 +199,8 @@ def settings_of(settings: SimulateSettings, name: str) -> SimulateSettings:
     apart = settings.methods.get(name, {}) if name != settings.method else {}
     own: dict[str, Any] = {} if name == settings.method or _is_control(name) else {"options": {}}
     whole = settings.model_dump()
+    if _is_control(name) and registry().load("federated", settings.method).one_shot:
+        whole["federation"]["rounds"] = 1
     for section, values in apart.items():
         own[section] = {**whole[section], **values} if section != "options" else values
     return SimulateSettings.model_validate({**whole, "method": name, **own})
@@ -271,6 +294,7 @@ def _check(settings: SimulateSettings) -> None:
         registry().get("skew", federation.skew, "federation.skew")
     registry().get("backend", federation.backend, "federation.backend")
     codec_name(federation.codec)
+    _check_forgetting(settings)
     if settings.distill.store != "pixels" or settings.distill.labels != "hard":
         raise ConfigError(
             f"a federated set travels as rows with hard labels, so distill.store must be 'pixels' and distill.labels "
@@ -288,3 +312,15 @@ def _check(settings: SimulateSettings) -> None:
             raise ConfigError(f"fault {fault!r} would end this process: set federation.workers to 1 or more")
         if kind == "hang" and (serial or federation.deadline_s is None):
             raise ConfigError(f"fault {fault!r} never answers: set federation.deadline_s and federation.workers")
+
+
+def _check_forgetting(settings: SimulateSettings) -> None:
+    """Refuse a method that keeps nothing by which it could forget."""
+    names = registry().names("federated")
+    if settings.forget and registry().load("federated", settings.method).forgets is None:
+        able = [name for name in names if registry().load("federated", name).forgets is not None]
+        raise ConfigError(
+            f"method {settings.method!r} keeps no sets of its clients, so it cannot forget "
+            f"{', '.join(settings.forget)}. {one_of(able)} can. To train without them from the beginning, set "
+            f"federation.without."
+        )

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ddfed.central import check_parts
 from ddfed.distill import distill
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
@@ -107,6 +108,10 @@ class Answers(Distils):
     Tables: ``means`` (networks, classes, width), zeros for classes that the client does not hold; ``counts``
     (classes,), rows of the classes answered for; ``checksums`` (networks,).
     """
+
+    def check(self, context: ServerContext) -> None:
+        super().check(context)
+        check_parts(_asking(context.settings, context.options), context.domain, context.task.info)
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         options, classes = context.options, context.task.info.num_classes

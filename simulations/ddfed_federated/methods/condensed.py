@@ -141,7 +141,6 @@ FEDLAP = FederatedMethod(
             "objective_options": {"rows": 26, "joint": True, "reuse": 5},
             "pool": "trust",
             "pool_options": {"length": 40, "points": 5, "radius": 10.0, "epochs": 1, "lr": 0.1},
-            "augment": "dsa",
             "lr": 1.0,
             "momentum": 0.5,
             "steps": 200,
@@ -150,6 +149,7 @@ FEDLAP = FederatedMethod(
         "federation": {"rounds": 20},
     },
     presets=(
+        Preset({"distill": {"augment": "dsa"}}, source="authors' settings", domains=("image",)),
         digits(steps=30, pool_options={"length": 10}),
         Preset({"server": {"lr": 0.01, "momentum": 0.9}}, ("digits",), source="as the others", domains=("image",)),
     ),

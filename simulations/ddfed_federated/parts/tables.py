@@ -19,6 +19,7 @@ from ddfed_federated.methods.base import (
     ServerContext,
     ServerPart,
     ServerState,
+    check_one_network,
 )
 
 
@@ -104,6 +105,9 @@ class Measures(ClientPart):
     """Send class means of the real rows and nothing else."""
 
     tables: tuple[Table, ...]
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients send what the global model answers")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("statistics",), statistics={t.name: t.shape(context) for t in self.tables})
