@@ -30,6 +30,8 @@ def ddfed_register(registry: Registry) -> None:
         ("collabdm", "ddfed_federated.methods.collabdm:COLLABDM",
          "one round: class means under shared networks, from which the server distils",
          "Holland et al., ECAI 2024", "sets"),
+        ("fedsynth", "ddfed_federated.methods.fedsynth:FEDSYNTH",
+         "FedAvg with updates sent as tiny soft-labelled sets", "Hu et al., 2022", "averaging"),
         ("desa", "ddfed_federated.methods.desa:DESA",
          "personal models of any structure learn from answers to shared synthetic anchors",
          "Huang et al., ICML 2024", "personal"),
