@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -57,8 +58,11 @@ class Distils(ClientPart):
 
     def _parts(self, settings: SimulateSettings, network: str) -> PartSettings:
         """The parts that a client with such a network distils with."""
-        steps = settings.distill.steps if self.distils else 0
-        return settings.distill.model_copy(update={"steps": steps, "network": network})
+        own: dict[str, Any] = {"network": network}
+        if not self.distils:
+            # Real items as they are, whatever the method that is controlled starts from.
+            own |= {"steps": 0, **({"init": "random"} if settings.distill.init == "noise" else {})}
+        return settings.distill.model_copy(update=own)
 
     def check(self, context: ServerContext) -> None:
         settings, info = context.settings, context.task.info
