@@ -246,3 +246,10 @@ class Task:
             return data.subset(torch.argsort(rank, stable=True)[:rows].sort().values)
 
         return replace(self, train=cut(self.train, train, "train_limit"), test=cut(self.test, test, "test_limit"))
+
+    def in_space(self, space: Space) -> Task:
+        """The same rows seen through another space: owners whose values were measured apart must agree on one."""
+        info = replace(self.info, space=space)
+        train, test = replace(self.train, info=info), replace(self.test, info=info)
+        validation = None if self.validation is None else replace(self.validation, info=info)
+        return replace(self, info=info, train=train, test=test, validation=validation)

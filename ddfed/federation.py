@@ -116,6 +116,7 @@ class Expectation:
         soft: a set must bring ``soft`` targets.
         weights: names, shapes and types that weights must have.
         statistics: shape of each table; None stands for any length of an axis.
+        equal: tables that must be exactly these, such as checksums of what both sides make from a shared seed.
     """
 
     payload: tuple[str, ...]
@@ -123,6 +124,7 @@ class Expectation:
     soft: bool = False
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     statistics: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    equal: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_release(release: Release, info: TaskInfo, broadcast: Broadcast, expected: Expectation) -> None:
@@ -168,7 +170,7 @@ def check_release(release: Release, info: TaskInfo, broadcast: Broadcast, expect
     if "weights" in release.payload:
         _check_weights(release.weights, expected.weights, who)
     if "statistics" in release.payload:
-        _check_statistics(release.statistics, expected.statistics, who)
+        _check_statistics(release.statistics, expected, who)
 
 
 def _check_set(arrays: Arrays, info: TaskInfo, expected: Expectation, who: str) -> None:
@@ -208,13 +210,20 @@ def _check_weights(arrays: Arrays, reference: Arrays, who: str) -> None:
             raise ReleaseError(f"{who}: {name!r} is {arrays[name].dtype}, in the model asked for {tensor.dtype}")
 
 
-def _check_statistics(arrays: Arrays, shapes: Mapping[str, tuple[int | None, ...]], who: str) -> None:
+def _check_statistics(arrays: Arrays, expected: Expectation, who: str) -> None:
+    shapes = {**expected.statistics, **{name: tuple(table.shape) for name, table in expected.equal.items()}}
     if set(arrays) != set(shapes):
         raise ReleaseError(f"{who}: expected the tables {one_of(sorted(shapes))}, got {one_of(sorted(arrays))}")
     for name, shape in shapes.items():
         found = tuple(arrays[name].shape)
         if len(found) != len(shape) or any(want not in (None, have) for want, have in zip(shape, found)):
             raise ReleaseError(f"{who}: table {name!r} has shape {found}, must be {shape} (None: any)")
+    for name, table in expected.equal.items():
+        if arrays[name].dtype != table.dtype or not torch.equal(arrays[name], table):
+            raise ReleaseError(
+                f"{who}: table {name!r} differs from what the server made from the same seed. Client and server need "
+                f"one version of torch and of ddfed, and the same settings."
+            )
 
 
 def coverage(releases: Sequence[Release], classes: int) -> list[int]:

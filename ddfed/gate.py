@@ -262,6 +262,63 @@ class PlainGate(Gate):
         return torch.cat([_pick(members, query.rows, query.top_up, generator) for members in index])
 
 
+@dataclass
+class EmptyGate(Gate):
+    """No records behind it: every question is refused, for engines that learn from public knowledge alone.
+
+    What classes the task has is public, so all of them count as held.
+
+    Args:
+        info: the task.
+        ledger: stays empty.
+    """
+
+    info: TaskInfo
+    ledger: Ledger = field(default_factory=Ledger)
+
+    def held(self, minimum: int = 1) -> tuple[int, ...]:
+        return tuple(range(self.info.num_classes))
+
+    def raw(self, purpose: str) -> RealData:
+        raise self._refusal(purpose)
+
+    def sums(self, query: Query, contribution: Contribution, generator: torch.Generator) -> Answer:
+        raise self._refusal(query.name)
+
+    def gradient(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        raise self._refusal(query.name)
+
+    def _refusal(self, asked: str) -> GateError:
+        return GateError(
+            f"there are no records here, and {asked!r} asks for some. Without records take an engine that follows "
+            f"given weights (objective 'trajectory' with pool 'path'), init = 'noise' and labels 'hard' or 'logits'."
+        )
+
+
+@dataclass
+class GivenGradient(EmptyGate):
+    """No records, but the gradient that they gave to the weights, known from elsewhere (FedLGD's server).
+
+    Every question for gradients is answered by it, whatever the rows asked for; what is matched must be the gradient of
+    all classes together (objective 'gradient' with ``joint``).
+
+    Args:
+        given: of each weight that is matched, in the order of the network's parameters.
+    """
+
+    given: Sequence[Tensor] = ()
+
+    def gradient(
+        self, query: Query, parameters: Sequence[Tensor], loss: BatchLoss, generator: torch.Generator
+    ) -> tuple[list[Tensor], int]:
+        shapes, asked = ([tuple(t.shape) for t in tensors] for tensors in (self.given, parameters))
+        if shapes != asked:
+            raise GateError(f"the given gradient has the shapes {shapes}, and {query.name!r} asks for {asked}")
+        return [one.to(parameter) for one, parameter in zip(self.given, parameters)], 1
+
+
 def _pick(members: Tensor, rows: int | None, top_up: bool, generator: torch.Generator) -> Tensor:
     """``rows`` of ``members`` without replacement; all of them, topped up or not, when there are fewer."""
     if rows is None or not len(members):

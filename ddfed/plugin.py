@@ -99,6 +99,7 @@ def ddfed_register(registry: Registry) -> None:
     registry.add("pool", "T", "ddfed.pool:TrainedPool", summary="networks trained on real data beforehand")
     registry.add("pool", "PW", "ddfed.pool:NoisyPool", summary="early-stage networks with noise on their weights")
     registry.add("pool", "X", "ddfed.pool:ExpertPool", summary="two epochs of a network trained on real data")
+    registry.add("pool", "path", "ddfed.pool:GivenPath", summary="two points of a given path of weights")
     registry.add("pool", "teachers", "ddfed.pool:TeacherPool", summary="the networks that label, in turn")
     registry.add("pool", "exact", "ddfed.pool:ExactPool", summary="given weights")
     registry.add("pool", "ball", "ddfed.pool:BallPool", summary="weights at a given distance from given ones")

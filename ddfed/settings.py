@@ -152,7 +152,7 @@ class PartSettings(Settings):
     terms: tuple[TermSettings, ...] = Field(
         (), description="further objectives whose cotangents are added to the engine's: {objective, weight, options}"
     )
-    pool: str = Field("R", description="which networks judge: R, RS, RT, Q, T, teachers, exact, ball")
+    pool: str = Field("R", description="which networks judge: R, RS, RT, Q, T, teachers, exact, ball, ...")
     pool_options: dict[str, Any] = Field(default_factory=dict, description="options of the pool, below")
     sampler: str = Field("uniform", description="which real rows an engine is shown: uniform, kmeans")
     sampler_options: dict[str, Any] = Field(default_factory=dict, description="options of the sampler, below")

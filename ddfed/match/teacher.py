@@ -120,7 +120,7 @@ class TeacherStatistics(Objective):
             raise ConfigError("objective 'statistics': divided rows have one teacher each, so voters must be none")
 
     def check(self, net: Network) -> None:
-        if not _norms(net):
+        if not batch_norms(net):
             raise ConfigError(
                 f"objective 'statistics' matches what batch norms remember, and network {type(net).__name__} has none. "
                 f"Choose one with batch norms by distill.network or distill.teacher.networks."
@@ -222,7 +222,7 @@ class TeacherStatistics(Objective):
         return loss + self.options["weight"] * distance
 
     def _layers(self, net: Network) -> list[_Layer]:
-        found = _norms(net)
+        found: list[nn.Module] = [*batch_norms(net)]
         if self.options["convolutions"]:
             found += [m for m in net.modules() if isinstance(m, _ConvNd)]
         first = float(self.options["first"])
@@ -417,7 +417,8 @@ def inputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _norms(net: Network) -> list[nn.Module]:
+def batch_norms(net: nn.Module) -> list[_BatchNorm]:
+    """Batch norms that remember the mean and the variance of what entered them, in their order."""
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 

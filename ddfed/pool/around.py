@@ -18,6 +18,7 @@ class ExactPool(ModelPool):
     """exact: the given weights themselves, at every step."""
 
     name = "exact"
+    around = True
 
     def __init__(self, ctx: PoolContext, **options: Any) -> None:
         super().__init__(ctx, **options)

@@ -131,6 +131,8 @@ class ModelPool(ABC):
     defaults: ClassVar[Mapping[str, Any]] = {}
     #: it draws the run's teachers instead of networks of its own
     of_teachers: ClassVar[bool] = False
+    #: it draws around weights that it is given
+    around: ClassVar[bool] = False
 
     def __init__(self, ctx: PoolContext, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.defaults))

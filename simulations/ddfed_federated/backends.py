@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ddfed.errors import ConfigError
 from ddfed_federated.settings import SimulateSettings
 
 Main = Callable[[Any], None]
@@ -28,4 +29,16 @@ def ray(main: Main, settings: SimulateSettings) -> None:
         federation.clients,
         address=federation.ray_address or "local",
         client_threads=federation.client_threads,
+    )
+
+
+def deployed(main: Main, settings: SimulateSettings) -> None:
+    """Only a SuperLink can run a server there; named in the settings of runs that it held.
+
+    Raises:
+        ConfigError: always.
+    """
+    raise ConfigError(
+        "federation.backend = 'deployed' is for `ddfed deploy up` and `ddfed deploy run`, which talk to a "
+        "SuperLink; in a simulation choose inprocess or ray"
     )

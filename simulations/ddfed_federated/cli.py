@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     "--alpha", type=float, help="Concentration of the Dirichlet splits and of quantity (0.5); smaller is more uneven."
 )
 @click.option("--baselines", help="Comma-separated methods run beside it; 'none' for none.")
+@click.option(
+    "--forget", multiple=True, metavar="TARGET", help="client=3 or class=7: what the method then forgets; repeatable."
+)
 @click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")
 @click.option("--backend", help="inprocess or ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
@@ -36,6 +40,7 @@ def simulate(
     partition: str | None,
     alpha: float | None,
     baselines: str | None,
+    forget: tuple[str, ...],
     references: str | None,
     backend: str | None,
     workers: int | None,
@@ -56,6 +61,7 @@ def simulate(
       ddfed simulate --clients 10 --method feddm
       ddfed simulate --clients 20 --ipc 1 --alpha 0.1 --seed 3
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
+      ddfed simulate --clients 5 --forget client=3
       ddfed simulate --domain graph --dataset cora --data ~/data/cora --clients 5
       ddfed simulate --resume latest
     """
@@ -65,8 +71,9 @@ def simulate(
         "--rounds": ("federation.rounds", rounds),
         "--partition": ("federation.partition", partition),
         "--alpha": ("federation.partition_options", None if alpha is None else {"alpha": alpha}),
-        "--baselines": ("baselines", None if baselines is None else _names(baselines)),
-        "--references": ("references", None if references is None else _names(references)),
+        "--baselines": ("baselines", None if baselines is None else names(baselines)),
+        "--forget": ("forget", list(forget) or None),
+        "--references": ("references", None if references is None else names(references)),
         "--backend": ("federation.backend", backend),
         "--workers": ("federation.workers", workers),
         **shared_flags(shared),
@@ -86,7 +93,8 @@ def _settings() -> Any:
 simulate.settings = _settings  # type: ignore[attr-defined]
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """A comma-separated option; 'none' for none."""
     return [] if text.strip() in ("", "none") else [part.strip() for part in text.split(",")]
 
 
@@ -95,19 +103,45 @@ def _label(settings: Any) -> str:
 
 
 def _run(settings: Any, folder: RunFolder, resume: bool, quiet: bool) -> dict[str, Any]:
+    from ddfed_federated.simulate import simulate as run
+
+    return carried_out(
+        settings,
+        folder,
+        quiet,
+        lambda watching, _: run(settings, folder, watching, resume=resume),
+        "ddfed simulate",
+    )
+
+
+def carried_out(
+    settings: Any,
+    folder: RunFolder,
+    quiet: bool,
+    hold: Callable[[Any, Callable[[str], None]], dict[str, Any]],
+    command: str,
+) -> dict[str, Any]:
+    """Hold a run with bars and notes, then write its report.
+
+    Args:
+        settings: of the run.
+        folder: of the run.
+        quiet: no progress.
+        hold: ``(watching, note) -> summary``: all rounds.
+        command: that goes on with the run, given ``--resume``.
+    """
     from ddfed.artifact import SyntheticSet
     from ddfed.progress import Progress
     from ddfed_federated.report import federated_page
     from ddfed_federated.rounds import Progressing
-    from ddfed_federated.simulate import simulate as run
     from ddfed_federated.worker import load_task
 
     with folder, Progress(enabled=not quiet) as progress:
         watching = _watch(progress, settings, Progressing)
         try:
-            summary = run(settings, folder, watching, resume=resume)
+            summary = hold(watching, progress.note)
         except KeyboardInterrupt as interrupt:
-            progress.note(f"interrupted; go on with: ddfed simulate --resume {folder.path}")
+            progress.note(f"interrupted; go on with: {command} --resume {folder.path}")
             interrupt.told = True  # type: ignore[attr-defined]
             raise
     domain, _ = load_task(settings)
@@ -126,6 +160,9 @@ _TOLD = 5
 
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:
     """Bars: one per method, counting client answers, with accuracy and bytes so far."""
+    from ddfed.registry import registry
+    from ddfed_federated.settings import settings_of
+
     bars: dict[str, int] = {}
     federation = settings.federation
     asked = max(1, round(federation.participation * federation.clients))
@@ -133,12 +170,13 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def bar(method: str) -> int:
         if method not in bars:
-            bars[method] = progress.task(method, total=federation.rounds * asked)
+            rounds = registry().load("federated", method).rounds(settings_of(settings, method))
+            bars[method] = progress.task(method, total=rounds * asked)
         return bars[method]
 
     def replied(method: str, number: int, done: int, total: int) -> None:
         # The last answer of a round is counted when the round is done: the server has yet to train.
-        progress.update(bar(method), completed=(number - 1) * asked + min(done, asked - 1), round=number)
+        progress.update(bar(method), completed=max(number - 1, 0) * asked + min(done, asked - 1), round=number)
 
     def finished(row: Any) -> None:
         sent[row.method] = sent.get(row.method, 0) + row.up + row.down
@@ -161,12 +199,16 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
 
 def _print(summary: dict[str, Any], path: Path) -> None:
+    from ddfed_federated.forgetting import forgetting_columns, forgetting_rows
     from ddfed_federated.measures import kept_ties
-    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows
+    from ddfed_federated.report import METHOD_COLUMNS, client_line, method_rows, told_lines
 
     table(METHOD_COLUMNS, method_rows(summary))
-    if client_line(summary):
-        click.echo(f"\n{client_line(summary)}")
+    for line in filter(None, [*told_lines(summary), client_line(summary)]):
+        click.echo(line)
+    if summary.get("forgetting"):
+        click.echo(f"\nforgetting {', '.join(summary['forgetting']['targets'])}")
+        table(forgetting_columns(summary["forgetting"]), forgetting_rows(summary["forgetting"]))
     if summary["partition"].get("ties"):
         click.echo(f"\n{kept_ties(summary['partition']['ties'])}")
     click.echo(f"\n{path / 'report.html'}")

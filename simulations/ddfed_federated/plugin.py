@@ -27,6 +27,14 @@ def ddfed_register(registry: Registry) -> None:
          "Wang et al., PoPETs 2024", "sets"),
         ("fedd3", f"{condensed}:FEDD3", "one round: sets made by kernel regression or any other engine",
          "Song et al., IJCNN 2023", "sets"),
+        ("collabdm", "ddfed_federated.methods.collabdm:COLLABDM",
+         "one round: class means under shared networks, from which the server distils",
+         "Holland et al., ECAI 2024", "sets"),
+        ("fedsynth", "ddfed_federated.methods.fedsynth:FEDSYNTH",
+         "FedAvg with updates sent as tiny soft-labelled sets", "Hu et al., 2022", "averaging"),
+        ("desa", "ddfed_federated.methods.desa:DESA",
+         "personal models of any structure learn from answers to shared synthetic anchors",
+         "Huang et al., ICML 2024", "personal"),
         ("random-once", f"{sets}:RANDOM_ONCE", "control: real items of the same budget, chosen once",
          "baseline", "sets"),
         ("random-fresh", f"{sets}:RANDOM_FRESH", "control: real items of the same budget, new in every round",
@@ -39,6 +47,21 @@ def ddfed_register(registry: Registry) -> None:
          "Hsu et al., 2019", "averaging"),
         ("fedadam", f"{averaging}:FEDADAM", "Adam at the server on the averaged update",
          "Reddi et al., ICLR 2021", "averaging"),
+        ("fednova", f"{averaging}:FEDNOVA", "clients' mean gradients are averaged, however many steps they made",
+         "Wang et al., NeurIPS 2020", "averaging"),
+        ("scaffold", f"{averaging}:SCAFFOLD", "local steps corrected for the client's drift by control variates",
+         "Karimireddy et al., ICML 2020", "averaging"),
+        ("moon", f"{averaging}:MOON", "features stay near the global model's and leave the client's last ones",
+         "Li et al., CVPR 2021", "averaging"),
+        ("dense", "ddfed_federated.methods.datafree:DENSE",
+         "networks sent once; a student learns from their ensemble on made-up rows",
+         "Zhang et al., NeurIPS 2022", "data-free"),
+        ("dynafed", "ddfed_federated.methods.dynafed:DYNAFED", "the server distils the path of its models",
+         "Pi et al., CVPR 2023", "averaging"),
+        ("quickdrop", "ddfed_federated.methods.quickdrop:QUICKDROP", "clients distil at home, and forget by it",
+         "Dhasade et al., Middleware 2024", "averaging"),
+        ("fedlgd", "ddfed_federated.methods.fedlgd:FEDLGD", "clients train on distilled rows and a global set",
+         "Huang et al., TMLR 2024", "averaging"),
     ):  # fmt: skip
         registry.add("federated", name, target, summary=summary, citation=citation, family=family, **_NEEDS)
     cuts, dirichlet, given = (f"ddfed_federated.splits.{module}" for module in ("cuts", "dirichlet", "given"))
@@ -62,6 +85,7 @@ def ddfed_register(registry: Registry) -> None:
     for name, target, summary in (
         ("natural", "natural", "rows of one writer, speaker or site stay together"),
         ("file", "from_file", "a split saved before, such as a run's partition.json"),
+        ("own", "own", "each site of a deployment holds a folder of its own"),
     ):
         registry.add("partitioner", name, f"{given}:{target}", summary=summary, sees="task")
     registry.add("skew", "noise", "ddfed_federated.skew:noise", summary="Gaussian noise that grows with the client")
@@ -69,6 +93,8 @@ def ddfed_register(registry: Registry) -> None:
                  summary="in this process or a small pool of processes", **_NEEDS)  # fmt: skip
     registry.add("backend", "ray", "ddfed_federated.backends:ray",
                  summary="Flower's simulation on Ray", extra="federated", modules=("flwr", "ray"))  # fmt: skip
+    registry.add("backend", "deployed", "ddfed_federated.backends:deployed",
+                 summary="on separate machines, by `ddfed deploy`", **_NEEDS)  # fmt: skip
 
 
 @hookimpl
@@ -77,4 +103,7 @@ def ddfed_commands(cli: click.Group) -> None:
 
     cli.add_command(
         LazyCommand("simulate", "ddfed_federated.cli:simulate", "Run a federation: clients distil, a server learns.")
+    )
+    cli.add_command(
+        LazyCommand("deploy", "ddfed_federated.deploy.cli:deploy", "Set up and run a federation of separate machines.")
     )

@@ -66,8 +66,13 @@ def measured_sets(context: ServerContext, union: Mapping[str, Any], clients: int
         context: the server's.
         union: of the last round: ``x`` (items, *item) in model space, ``y`` and ``clients`` of each item.
         clients: their number.
+
+    Returns:
+        Nothing where items are of no client (-1): a set that the server made.
     """
     owners = torch.as_tensor(union["clients"])
+    if bool((owners < 0).any()):
+        return {}
     counts = torch.zeros(clients, context.task.info.num_classes, dtype=torch.int64)
     counts.index_put_((owners, union["y"]), torch.ones(len(owners), dtype=torch.int64), accumulate=True)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from ddfed.report.figures import curves, label_histogram
 from ddfed.report.html import Page, facts
 from ddfed.report.pages import flatten, percent, picture
 from ddfed_federated.efficiency import DOWN_RATE, OF_BEST, UP_RATE
+from ddfed_federated.forgetting import forgetting_columns, forgetting_rows, forgetting_text
 from ddfed_federated.measures import kept_ties
 
 METHOD_COLUMNS = (
@@ -129,6 +130,15 @@ def _rounded(value: float | None) -> float | str:
     return "-" if value is None else round(value, 3)
 
 
+def told_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What else the last round of each method says: accuracies of models beside the global one."""
+    return [
+        f"{name}, round {m['rows'][-1]['round']}: {told} {percent(value)} %"
+        for name, m in summary["methods"].items()
+        for told, value in m["rows"][-1].get("told", {}).items()
+    ]
+
+
 def accuracy_curves(summary: Mapping[str, Any]) -> tuple[str, str]:
     """Accuracy per round, and per megabyte both ways."""
     methods = summary["methods"]
@@ -183,6 +193,8 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
         f"records shows it."
     )
     page.table(METHOD_COLUMNS, method_rows(summary), "At equal rounds", highlight=[0])
+    if told_lines(summary):
+        page.text("Accuracy of models beside the global one. " + "; ".join(told_lines(summary)) + ".")
     if summary.get("references"):
         page.text(
             "References train on real rows as the clients of averaging methods do, for as many epochs as in all rounds "
@@ -210,6 +222,10 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     by_round, by_byte = accuracy_curves(summary)
     page.svg(by_round, "Accuracy per round", alt="accuracy of each method per round")
     page.svg(by_byte, "Accuracy per megabyte", alt="accuracy of each method per megabyte")
+    if summary.get("forgetting"):
+        page.section("Forgetting")
+        page.text(*forgetting_text(summary["forgetting"]))
+        page.table(forgetting_columns(summary["forgetting"]), forgetting_rows(summary["forgetting"]), "Forgetting")
     page.section("Who holds what")
     page.svg(
         label_histogram(summary["partition"]["counts"], task["classes"]),

@@ -29,6 +29,7 @@ from ddfed_federated.methods import FederatedMethod, Phase, ServerContext, Serve
 from ddfed_federated.parts.union import items_of
 from ddfed_federated.settings import SimulateSettings, options_of
 from ddfed_federated.standins import Shelf
+from ddfed_federated.targets import Targets
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
 _SERVER_ONLY: Any = {
@@ -36,6 +37,7 @@ _SERVER_ONLY: Any = {
     "references": True,
     "targets": True,
     "methods": True,
+    "forget": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
     "federation": {
@@ -68,6 +70,7 @@ class RoundRow:
         ledger: what the clients of the valid releases say was asked of their records.
         rehearsed: ``client: kind`` of the faults that were rehearsed; see `ddfed_federated.faults`.
         stood_in: ``client: age`` of old sets that stood in for missing ones; see `ddfed_federated.standins`.
+        told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
     """
 
     method: str
@@ -87,6 +90,7 @@ class RoundRow:
     ledger: tuple[dict[str, Any], ...] = ()
     rehearsed: tuple[str, ...] = ()
     stood_in: tuple[str, ...] = ()
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> int:
@@ -163,7 +167,12 @@ class Rounds:
         self._memories = {int(k): dict(v) for k, v in memory["clients"]}
         self._shelf.resume(memory["shelf"])
         if self._memories:
-            self._remind()
+            self._remind(self._memories)
+
+    def clear(self) -> None:
+        """Let simulated clients that remember something forget it all, for a run from the beginning."""
+        if self.method.remembers(self.settings):
+            self._remind({client: {} for client in self.nodes})
 
     def remember(self) -> dict[str, Any]:
         """What a checkpoint holds beside the server's state."""
@@ -173,7 +182,7 @@ class Rounds:
             "shelf": self._shelf.remember(),
         }
 
-    def _remind(self) -> None:
+    def _remind(self, memories: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Give simulated clients back the memory that died with the old process.
 
         Not traffic of the federation: a deployed client keeps its memory, so nothing is booked.
@@ -182,7 +191,7 @@ class Rounds:
 
         messages = [
             Message(RecordDict({"state": wire.pack(memory)}), self.nodes[client], "query.set_state")
-            for client, memory in self._memories.items()
+            for client, memory in memories.items()
         ]
         replies, missing = collect(self.grid, messages)
         failed = [wire.error_text(reply) for reply in replies if reply.has_error()]
@@ -205,30 +214,56 @@ class Rounds:
 
     # --- a round -------------------------------------------------------------------------------------------------
 
-    def participants(self, number: int) -> list[int]:
+    def participants(self, number: int, everyone: bool = False) -> list[int]:
         """Clients asked in a round: drawn without replacement from seed and round alone.
 
         A client that has not answered yet is not asked again: two messages at once could overwrite its state.
         """
         federation = self.settings.federation
-        wanted = max(1, round(federation.participation * federation.clients)) if number else federation.clients
+        share = 1.0 if everyone else federation.participation
+        wanted = max(1, round(share * federation.clients))
         drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
         busy = set(self._out.values())
         return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
 
+    def whole(self) -> tuple[ServerState, list[RoundRow]]:
+        """All rounds from the beginning, without a checkpoint."""
+        state, rows = self.begin(), []
+        if self.method.setup:
+            state, row = self.set_up(state)
+            rows.append(row)
+        while state.round < self.last:
+            state, row = self.hold(state)
+            rows.append(row)
+        return state, rows
+
+    def forget(self, state: ServerState, targets: Targets) -> tuple[ServerState, list[RoundRow]]:
+        """Let the method forget, with all clients; a row for each round that this takes."""
+        how = self.method.forgets
+        assert how is not None
+        # What is forgotten must not stand in for anybody.
+        self._shelf = Shelf(self.settings)
+        state, rows = how.begin(state, targets, self.context), []
+        for name in how.rounds(self.context):
+            state, row = self._hold(state, state.round + 1, (self.method.phase(name),), everyone=True)
+            rows.append(row)
+        return state, rows
+
     def set_up(self, state: ServerState) -> tuple[ServerState, RoundRow]:
         """What the method does once, before the first round: round 0."""
-        return self._hold(state, 0, self.method.setup)
+        return self._hold(state, 0, self.method.setup, everyone=True)
 
     def hold(self, state: ServerState) -> tuple[ServerState, RoundRow]:
         """One round; a round without enough valid releases keeps the model and says so."""
         return self._hold(state, state.round + 1, self.method.phases)
 
-    def _hold(self, before: ServerState, number: int, phases: tuple[Phase, ...]) -> tuple[ServerState, RoundRow]:
+    def _hold(
+        self, before: ServerState, number: int, phases: tuple[Phase, ...], everyone: bool = False
+    ) -> tuple[ServerState, RoundRow]:
         begun = time.perf_counter()
         tally, state, note = _Tally(), before, ""
         self._take_late(number, tally)
-        asked = self.participants(number)
+        asked = self.participants(number, everyone)
         clients, releases = asked, list[Release]()
         for phase in phases:
             state, releases, note = self._exchange(phase, number, state, clients, tally)
@@ -260,6 +295,7 @@ class Rounds:
             ledger=tuple(_merged(tally.heard).to_json()),
             rehearsed=tuple(tally.rehearsed),
             stood_in=tuple(f"client {r.client}: {r.age}" for r in tally.stand_ins),
+            told={} if note else self._told(releases),
         )
         self.progress.finished(row)
         return state, row
@@ -394,6 +430,11 @@ class Rounds:
             told = [r.metrics["accuracy"] for r in releases if "accuracy" in r.metrics]
             return sum(told) / len(told) if told else 0.0
         return accuracy(self.context.network(state.weights), self.task.test)
+
+    def _told(self, releases: list[Release]) -> dict[str, float]:
+        """How good the models beside the global one are."""
+        beside = self.method.beside(releases, self.context)
+        return {name: accuracy(net, self.task.test) for name, net in beside.items()}
 
 
 @dataclass

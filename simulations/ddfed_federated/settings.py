@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ddfed.config import Layer, Resolved, resolve
-from ddfed.errors import ConfigError
+from ddfed.errors import ConfigError, one_of
 from ddfed.registry import registry
 from ddfed.settings import (
     DataSettings,
@@ -22,6 +22,7 @@ from ddfed.settings import (
 )
 from ddfed_federated.codecs import codec_name
 from ddfed_federated.faults import FaultPlan, check_plan, parse_fault, shares_of
+from ddfed_federated.targets import Targets
 
 
 class ServerSettings(Settings):
@@ -120,6 +121,16 @@ class FederationSettings(Settings):
         """`fault_rates`, with `dropout` as the rate of drops."""
         return {**({"drop": self.dropout} if self.dropout else {}), **self.fault_rates}
 
+    without: tuple[str, ...] = Field(
+        (), description="left out from the beginning: client=3 (has no records), class=7 (no client has any of it)"
+    )
+
+    @field_validator("without")
+    @classmethod
+    def _known_targets(cls, without: tuple[str, ...]) -> tuple[str, ...]:
+        Targets.parse(without)
+        return without
+
     @field_validator("faults")
     @classmethod
     def _known_faults(cls, faults: tuple[str, ...]) -> tuple[str, ...]:
@@ -154,6 +165,10 @@ class SimulateSettings(Settings):
     targets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="accuracies in (0, 1] for which rounds, bytes and seconds are told, beside 90 % of the best"
     )
+    forget: tuple[str, ...] = Field(
+        (),
+        description="what the main method forgets when it is trained: client=3, class=7; beside it a run without them",
+    )
     data: DataSettings = DataSettings()
     methods: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -164,6 +179,12 @@ class SimulateSettings(Settings):
     local: LocalSettings = LocalSettings()
     federation: FederationSettings = FederationSettings()
     run: RunSettings = RunSettings()
+
+    @field_validator("forget")
+    @classmethod
+    def _known_targets(cls, forget: tuple[str, ...]) -> tuple[str, ...]:
+        Targets.parse(forget)
+        return forget
 
 
 #: What each method of a comparison has for itself; the rest is the run's.
@@ -206,6 +227,8 @@ def settings_of(settings: SimulateSettings, name: str) -> SimulateSettings:
     apart = settings.methods.get(name, {}) if name != settings.method else {}
     own: dict[str, Any] = {} if name == settings.method or _is_control(name) else {"options": {}}
     whole = settings.model_dump()
+    if _is_control(name) and registry().load("federated", settings.method).one_shot:
+        whole["federation"]["rounds"] = 1
     for section, values in apart.items():
         own[section] = {**whole[section], **values} if section != "options" else values
     return SimulateSettings.model_validate({**whole, "method": name, **own})
@@ -299,6 +322,7 @@ def _check(settings: SimulateSettings) -> None:
         registry().get("skew", federation.skew, "federation.skew")
     registry().get("backend", federation.backend, "federation.backend")
     codec_name(federation.codec)
+    _check_forgetting(settings)
     if settings.distill.store != "pixels" or settings.distill.labels != "hard":
         raise ConfigError(
             f"a federated set travels as rows with hard labels, so distill.store must be 'pixels' and distill.labels "
@@ -314,4 +338,16 @@ def _check(settings: SimulateSettings) -> None:
         raise ConfigError(
             "clients that work one after another are not late but not asked yet: set federation.workers, or rehearse "
             "with the fault 'late' and without federation.deadline_s"
+        )
+
+
+def _check_forgetting(settings: SimulateSettings) -> None:
+    """Refuse a method that keeps nothing by which it could forget."""
+    names = registry().names("federated")
+    if settings.forget and registry().load("federated", settings.method).forgets is None:
+        able = [name for name in names if registry().load("federated", name).forgets is not None]
+        raise ConfigError(
+            f"method {settings.method!r} keeps no sets of its clients, so it cannot forget "
+            f"{', '.join(settings.forget)}. {one_of(able)} can. To train without them from the beginning, set "
+            f"federation.without."
         )

@@ -21,16 +21,20 @@ from ddfed.federation import Broadcast, Release
 from ddfed.gate import PlainGate
 from ddfed.registry import registry
 from ddfed.seeds import Streams
+from ddfed.space import Space
 from ddfed_federated import partition as partitions
 from ddfed_federated.faults import FaultPlan, Kind
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
 from ddfed_federated.skew import seen_by
+from ddfed_federated.targets import Targets
 
 
 def load_task(settings: SimulateSettings) -> tuple[Domain, Task]:
-    """The domain and its data, once per process and settings."""
-    return _load_task(settings.data.model_dump_json())
+    """The domain and its data, once per process and settings; a site's own data in the space that the server gives."""
+    domain, task = _load_task(settings.data.model_dump_json())
+    space = settings.federation.partition_options.get("space")
+    return domain, task if space is None else task.in_space(Space(tuple(space["mean"]), tuple(space["std"])))
 
 
 @lru_cache(maxsize=2)
@@ -99,7 +103,7 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    data = load_share(settings, client)
+    data = Targets.parse(settings.federation.without).without(load_share(settings, client), client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)

@@ -20,10 +20,13 @@ DOMAIN = TwinDomain()
 
 
 def settings(method: str = "feddm", **sections) -> SimulateSettings:
+    pool = registry().load("federated", method).defaults.get("distill", {}).get("pool")
+    # The usual radius is for networks a thousand times larger.
+    near = {"pool_options": {"rho": 0.5}} if pool == "ball" else {}
     base = {
         "method": method,
         "data": {"domain": "twin", "dataset": "blobs"},
-        "distill": {"ipc": 2, "steps": 5, "lr": 0.1, "min_count": 1, "pool_options": {"rho": 0.5}, "network": "small"},
+        "distill": {"ipc": 2, "steps": 5, "lr": 0.1, "min_count": 1, "network": "small", **near},
         "server": {"epochs": 5},
         "local": {"epochs": 2},
         "federation": {"rounds": 2},

@@ -9,6 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+import ddfed
 from ddfed.errors import FederationError
 from ddfed_federated.flower import client_app, loop
 from ddfed_federated.flower.grid import LocalGrid
@@ -156,10 +157,10 @@ class Nodes(Scripted):
         return self.growth.pop(0) if len(self.growth) > 1 else self.growth[0]
 
 
-def says(partitions):
+def says(partitions, version=ddfed.__version__):
     def answer(position, message):
-        number = partitions[message.metadata.dst_node_id]
-        return Message(RecordDict({"hello": MetricRecord({"partition": number})}), reply_to=message)
+        number = MetricRecord({"partition": partitions[message.metadata.dst_node_id]})
+        return Message(RecordDict({"hello": number, "about": ConfigRecord({"version": version})}), reply_to=message)
 
     return answer
 
@@ -177,6 +178,11 @@ def test_too_few_nodes_are_an_error_that_counts_them():
 def test_two_nodes_with_one_number_are_an_error():
     with pytest.raises(FederationError, match="both say they are client 0"):
         wait_for_nodes(Nodes([[4, 5]], says({4: 0, 5: 0})), 2, timeout=5)
+
+
+def test_a_client_of_another_version_is_refused():
+    with pytest.raises(FederationError, match=r"client 3 runs ddfed 0\.0\.9 and the server .* one everywhere"):
+        wait_for_nodes(Nodes([[4]], says({4: 3}, "0.0.9")), 1, timeout=5)
 
 
 def test_a_client_that_fails_to_say_hello_is_an_error():

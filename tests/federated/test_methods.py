@@ -200,3 +200,10 @@ def test_history_trains_on_the_sets_of_several_rounds():
         state = server(s, state, [client(s, number)[0]])
     assert [len(r) for r in state.memory["sets"]] == [1, 1]
     assert isinstance(state, ServerState)
+
+
+def test_a_control_sends_real_rows_even_of_a_method_that_starts_from_noise():
+    release, _ = client(settings("random-once", distill={"init": "noise"}), 1)
+    real = {row.numpy().tobytes() for row in TASK.train.all().inputs}
+    assert all(row.numpy().tobytes() in real for row in release.set["x"])
+    assert release.metrics["seeds"] == len(release.set["y"])

@@ -31,6 +31,7 @@ import ddfed
 from ddfed.errors import ConfigError, DdfedError, FederationError, one_of
 from ddfed.federation import Broadcast, Release
 from ddfed_federated.flower import wire
+from ddfed_federated.flower.survey import QUESTION, facts, localised
 
 Answer = Callable[[str, int, Broadcast, dict[str, Tensor]], tuple[Release, dict[str, Tensor]]]
 
@@ -129,7 +130,8 @@ def train(message: Message, context: Context) -> Message:
             raise FederationError(f"a message for client {order.client} reached client {client}")
         state = _load_state(context)
         with _threads(order.client_threads), _limit(order.limit_s):
-            release, state = _worker(order.worker)(order.settings, client, broadcast, state)
+            settings = localised(order.settings, context.node_config, client)
+            release, state = _worker(order.worker)(settings, client, broadcast, state)
         content = wire.encode_release(release, order.codec)
         stored = wire.pack(state)
     except (Exception, SystemExit) as error:
@@ -140,14 +142,16 @@ def train(message: Message, context: Context) -> Message:
 
 @app.query("hello")
 def hello(message: Message, context: Context) -> Message:
-    """Who is there: partition id, number of partitions, version."""
+    """Who is there: partition id, number of partitions, version, and what else the server asks of a site's data."""
     try:
-        total = int(context.node_config.get("num-partitions", 0))
-        numbers = MetricRecord({"partition": partition_id(context), "partitions": total})
+        client, total = partition_id(context), int(context.node_config.get("num-partitions", 0))
+        content = RecordDict({"hello": MetricRecord({"partition": client, "partitions": total})})
+        content["about"] = ConfigRecord({"version": ddfed.__version__})
+        for name, asked in message.content.config_records.items():
+            content.update(facts(asked, context.node_config, client) if name == QUESTION else {})
     except Exception as error:
         return failure(error, message)
-    about = ConfigRecord({"version": ddfed.__version__})
-    return Message(RecordDict({"hello": numbers, "about": about}), reply_to=message)
+    return Message(content, reply_to=message)
 
 
 @app.query("get_state")

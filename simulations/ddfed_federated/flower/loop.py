@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+import ddfed
 from ddfed.errors import FederationError
 from ddfed_federated.flower.wire import error_text
 
@@ -189,7 +190,13 @@ def still_out(
 
 
 def wait_for_nodes(
-    grid: Grid, clients: int, *, cancel: threading.Event | None = None, timeout: float | None = 120.0
+    grid: Grid,
+    clients: int,
+    *,
+    cancel: threading.Event | None = None,
+    timeout: float | None = 120.0,
+    hello: RecordDict | None = None,
+    heard: Callable[[int, Message], None] = lambda *_: None,
 ) -> dict[int, int]:
     """Wait until all clients are there and ask each who it is; also starts the workers.
 
@@ -201,12 +208,14 @@ def wait_for_nodes(
         clients: how many must be there.
         cancel: stops the wait when set.
         timeout: seconds for both steps together; None waits for ever.
+        hello: what else is asked.
+        heard: called with each partition id and its answer.
 
     Returns:
         ``{partition id: node id}``, sorted by partition id.
 
     Raises:
-        FederationError: too few came in time, one failed, or two have the same partition id.
+        FederationError: too few came in time, one failed or runs another version, or two have the same partition id.
         Cancelled: ``cancel`` was set.
     """
     end = None if timeout is None else time.monotonic() + timeout
@@ -219,17 +228,34 @@ def wait_for_nodes(
             )
         signal.wait(min(0.05, float(getattr(grid, "poll", 0.05))))
     left = None if end is None else max(0.1, end - time.monotonic())
-    hellos = [Message(RecordDict(), node, "query.hello", group_id="0") for node in nodes]
+    hellos = [Message(hello or RecordDict(), node, "query.hello", group_id="0") for node in nodes]
     replies, missing = collect(grid, hellos, cancel=cancel, timeout=left)
     found: dict[int, int] = {}
     for reply in replies:
-        node = reply.metadata.src_node_id
-        if reply.has_error():
-            raise FederationError(f"a client failed before the first round: {error_text(reply)}")
-        partition = int(reply.content["hello"]["partition"])  # type: ignore[arg-type]
+        node, partition = reply.metadata.src_node_id, introduced(reply)
         if partition in found:
             raise FederationError(f"nodes {found[partition]} and {node} both say they are client {partition}")
+        heard(partition, reply)
         found[partition] = node
     if len(found) < clients:
         raise FederationError(f"{len(found)} of {clients} clients answered within {timeout} s; {len(missing)} did not")
     return dict(sorted(found.items()))
+
+
+def introduced(reply: Message) -> int:
+    """The partition id in an answer to "hello".
+
+    Raises:
+        FederationError: the client failed, or runs another version of ddfed.
+    """
+    if reply.has_error():
+        raise FederationError(f"a client failed before the first round: {error_text(reply)}")
+    partition = int(reply.content["hello"]["partition"])  # type: ignore[arg-type]
+    about = reply.content.get("about")
+    version = about.get("version") if about is not None else "of an unknown version"
+    if version != ddfed.__version__:
+        raise FederationError(
+            f"client {partition} runs ddfed {version!s} and the server {ddfed.__version__}; messages and numbers "
+            f"differ between versions, so install one everywhere"
+        )
+    return partition

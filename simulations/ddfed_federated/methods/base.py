@@ -18,12 +18,14 @@ from torch import Tensor
 from ddfed.data import Task
 from ddfed.devices import resolve_device
 from ddfed.domain import Domain, Network
+from ddfed.errors import ConfigError, one_of
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import Settings
 from ddfed_federated.settings import SimulateSettings
+from ddfed_federated.targets import Targets
 
 ClientState = dict[str, Tensor]
 
@@ -111,6 +113,26 @@ class ServerContext:
         return net
 
 
+def check_one_network(context: ServerContext, why: str) -> None:
+    """Refuse clients with networks of another structure than the server's.
+
+    Args:
+        why: they must be alike, as the beginning of the message.
+
+    Raises:
+        ConfigError: ``federation.networks`` names others.
+    """
+    default = context.domain.default_network(context.task.info)
+    own = context.settings.distill.network or default
+    others = sorted({name or default for name in context.settings.federation.networks} - {own})
+    if others:
+        raise ConfigError(
+            f"method {context.settings.method!r}: {why}, so every client must have the server's network {own!r}; "
+            f"federation.networks names {one_of(others)}. Leave it empty, or take methods whose clients may differ: "
+            f"'dense', or sets made with distill.pool = 'R'. Look at the method and at baselines."
+        )
+
+
 def network_name(settings: SimulateSettings, client: int) -> str:
     """The structure that a client trains; empty for the domain's default."""
     several = settings.federation.networks
@@ -162,6 +184,13 @@ class ClientPart(ABC):
         """Whether a client's memory matters under these settings."""
         return self.stateful
 
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """Refuse settings or data that this part cannot work with, before a client exists.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+
 
 class ServerPart(ABC):
     """What the server makes of a phase's valid releases: merge and training (P4, P5)."""
@@ -169,6 +198,9 @@ class ServerPart(ABC):
     @abstractmethod
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
         """Merge ``releases``, sorted by client, none of them empty. The engine counts the round."""
+
+    def check(self, context: ServerContext) -> None:  # noqa: B027 - optional
+        """As `ClientPart.check`."""
 
 
 Down = Callable[[ServerState, ServerContext], Broadcast]
@@ -204,9 +236,31 @@ class Phase:
         return replace(self.down(state, context), round=number, phase=self.name)
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """How a trained federation forgets a client or a class (P8), from what the method keeps in its stores.
+
+    Args:
+        title: in words, for tables.
+        begin: what the server does before it asks anybody: (state, what is forgotten, context) -> state.
+        phases: exchanges with all clients; each counts as a round.
+        rounds: names of the phases in the order in which they are held; each may come several times.
+    """
+
+    title: str
+    begin: Callable[[ServerState, Targets, ServerContext], ServerState]
+    phases: tuple[Phase, ...] = ()
+    rounds: Callable[[ServerContext], Sequence[str]] = lambda context: ()
+
+
 def begin_with_network(context: ServerContext) -> ServerState:
     """Before the first round: the global network as the seed gives it."""
     return ServerState(0, weights_of(context.network()))
+
+
+def nothing_beside(releases: Sequence[Release], context: ServerContext) -> Mapping[str, Network]:
+    """The global model is the only one."""
+    return {}
 
 
 class NoOptions(Settings):
@@ -231,6 +285,8 @@ class FederatedMethod:
         control: it is compared with the main method, so it takes over that method's settings.
         personal: clients keep models of their own; accuracy is the mean of what they report.
         begin: the server's state before anything is sent.
+        beside: other models of a round, by name, whose accuracy is told beside that of the global one.
+        forgets: how it forgets; None for a method without stores, which cannot.
     """
 
     name: str
@@ -246,6 +302,8 @@ class FederatedMethod:
     control: bool = False
     personal: bool = False
     begin: Callable[[ServerContext], ServerState] = begin_with_network
+    beside: Callable[[Sequence[Release], ServerContext], Mapping[str, Network]] = nothing_beside
+    forgets: Forgetting | None = None
 
     def phase(self, name: str) -> Phase:
         """The phase of that name.
@@ -253,15 +311,43 @@ class FederatedMethod:
         Raises:
             KeyError: there is none.
         """
-        return {p.name: p for p in (*self.setup, *self.phases)}[name]
+        forgetting = self.forgets.phases if self.forgets else ()
+        return {p.name: p for p in (*self.setup, *self.phases, *forgetting)}[name]
 
     def rounds(self, settings: SimulateSettings) -> int:
         """How many it holds."""
         return 1 if self.one_shot else settings.federation.rounds
 
+    def check(self, context: ServerContext) -> None:
+        """Refuse what one of the parts cannot work with.
+
+        Raises:
+            ConfigError: says what to do instead.
+        """
+        for phase in (*self.setup, *self.phases):
+            phase.client.check(context)
+            phase.server.check(context)
+
     def remembers(self, settings: SimulateSettings) -> bool:
         """Whether its clients have a memory that a resumed simulation must give back."""
         return any(p.client.remembers(settings) for p in (*self.setup, *self.phases))
+
+    def described(self) -> dict[str, Any]:
+        """For `ddfed methods show`: exchanges, settings of its own, and where it departs from the paper."""
+        held = [*(f"once: {p.name}" for p in self.setup), *(p.name for p in self.phases)]
+        options = {
+            f"options.{name}": f"{field.get_default(call_default_factory=True)!r}: {field.description}"
+            for name, field in self.options.model_fields.items()
+        }
+        return {
+            "citation": self.citation,
+            "rounds": "one" if self.one_shot else "many",
+            "exchanges": ", then ".join(held),
+            **({"models": "one a client"} if self.personal else {}),
+            **({"forgets": self.forgets.title} if self.forgets else {}),
+            **options,
+            **{f"departure {i}": text for i, text in enumerate(self.departures, 1)},
+        }
 
     @property
     def sends_sets(self) -> bool:
@@ -275,12 +361,14 @@ __all__ = [
     "ClientState",
     "Down",
     "FederatedMethod",
+    "Forgetting",
     "NoOptions",
     "Phase",
     "ServerContext",
     "ServerPart",
     "ServerState",
     "begin_with_network",
+    "check_one_network",
     "network_name",
     "send_nothing",
     "send_weights",

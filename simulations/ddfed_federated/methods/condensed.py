@@ -141,7 +141,6 @@ FEDLAP = FederatedMethod(
             "objective_options": {"rows": 26, "joint": True, "reuse": 5},
             "pool": "trust",
             "pool_options": {"length": 40, "points": 5, "radius": 10.0, "epochs": 1, "lr": 0.1},
-            "augment": "dsa",
             "lr": 1.0,
             "momentum": 0.5,
             "steps": 200,
@@ -150,6 +149,7 @@ FEDLAP = FederatedMethod(
         "federation": {"rounds": 20},
     },
     presets=(
+        Preset({"distill": {"augment": "dsa"}}, source="authors' settings", domains=("image",)),
         digits(steps=30, pool_options={"length": 10}),
         Preset({"server": {"lr": 0.01, "momentum": 0.9}}, ("digits",), source="as the others", domains=("image",)),
     ),
@@ -158,6 +158,7 @@ FEDLAP = FederatedMethod(
         "a batch has the same number of real rows of every class a client holds, where the authors draw rows whatever "
         "their class; the server's weights of items say how many rows they stand for (server.weighting = 'count')",
         "the step size of the items is 1 for a loss that is a sum over rows of weights, where theirs is 100 for a mean",
+        "real rows are looked at ten times in the search for the radius, not after every epoch",
         "between points the network is trained on the set (pool_options.epochs), as in the authors' private form; "
         "their other form matches at the global weights alone (epochs = 0)",
     ),

@@ -58,3 +58,11 @@ PRESETS = (
         domains=("image",),
     ),
 )
+
+
+def without_engine(presets: tuple[Preset, ...]) -> tuple[Preset, ...]:
+    """The same but for ``distill``, for methods with another engine."""
+    return tuple(
+        Preset({k: v for k, v in p.values.items() if k != "distill"}, p.datasets, p.ipc, p.source, p.domains)
+        for p in presets
+    )

@@ -15,6 +15,7 @@ from __future__ import annotations
 from ddfed_federated.methods.base import FederatedMethod, Phase
 from ddfed_federated.methods.presets import DEFAULTS, PRESETS
 from ddfed_federated.parts.distil import Distils
+from ddfed_federated.parts.dropping import DROPS
 from ddfed_federated.parts.union import TrainsOnUnion
 
 FEDDM = FederatedMethod(
@@ -29,6 +30,7 @@ FEDDM = FederatedMethod(
         "clients start every round from the same real items (federation.restart = 'same'); the public "
         "reimplementation draws fresh ones, which hands out new records in every round",
     ),
+    forgets=DROPS,
 )
 RANDOM_ONCE = FederatedMethod(
     name="random-once",
@@ -38,6 +40,7 @@ RANDOM_ONCE = FederatedMethod(
     defaults=DEFAULTS,
     presets=PRESETS,
     control=True,
+    forgets=DROPS,
 )
 RANDOM_FRESH = FederatedMethod(
     name="random-fresh",
@@ -47,4 +50,5 @@ RANDOM_FRESH = FederatedMethod(
     defaults=DEFAULTS,
     presets=PRESETS,
     control=True,
+    forgets=DROPS,
 )

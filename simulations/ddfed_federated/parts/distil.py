@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
+from ddfed.central import check_parts
 from ddfed.distill import distill
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState
+from ddfed.registry import registry
+from ddfed.settings import PartSettings
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerState,
+    check_one_network,
+    network_name,
+)
 from ddfed_federated.parts.tables import Table
 from ddfed_federated.settings import SimulateSettings
 
@@ -44,6 +56,24 @@ class Distils(ClientPart):
     def remembers(self, settings: SimulateSettings) -> bool:
         return self.restart_of(settings) == "previous"
 
+    def _parts(self, settings: SimulateSettings, network: str) -> PartSettings:
+        """The parts that a client with such a network distils with."""
+        own: dict[str, Any] = {"network": network}
+        if not self.distils:
+            # Real items as they are, whatever the method that is controlled starts from.
+            own |= {"steps": 0, **({"init": "random"} if settings.distill.init == "noise" else {})}
+        return settings.distill.model_copy(update=own)
+
+    def check(self, context: ServerContext) -> None:
+        settings, info = context.settings, context.task.info
+        for name in dict.fromkeys(settings.federation.networks or (settings.distill.network,)):
+            check_parts(self._parts(settings, name), context.domain, info)
+        pool = settings.distill.pool
+        if self.distils and settings.distill.steps and registry().load("pool", pool, "distill.pool").around:
+            check_one_network(context, f"pool {pool!r} judges sets with networks around the global weights")
+        if self.tables:
+            check_one_network(context, "clients send what the global model answers")
+
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         parts, info = context.settings.distill, context.task.info
         statistics = {t.name: t.shape(context) for t in self.tables}
@@ -59,7 +89,7 @@ class Distils(ClientPart):
         if not held:
             return context.release(broadcast), state
         restart = self.restart_of(settings)
-        parts = settings.distill if self.distils else settings.distill.model_copy(update={"steps": 0})
+        parts = self._parts(settings, network_name(settings, context.client))
         previous = {k: v for k, v in state.items() if k == "x"} if restart == "previous" else {}
         syn = distill(
             gate,

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ddfed.data import RealData
 from ddfed.domain import Network
+from ddfed.errors import ConfigError
 from ddfed.evaluate import Protocol, train
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.seeds import Streams, isolated
 from ddfed.store import HardLabels
-from ddfed_federated.methods.base import ClientContext, ClientPart, ClientState, ServerContext, ServerState, weights_of
+from ddfed_federated.methods.base import (
+    ClientContext,
+    ClientPart,
+    ClientState,
+    ServerContext,
+    ServerState,
+    check_one_network,
+    weights_of,
+)
 from ddfed_federated.settings import LocalSettings
 
 #: Adds a scalar to the loss of every row.
@@ -30,6 +39,9 @@ class Correction:
 
     #: it remembers something from round to round
     stateful = False
+
+    def check(self, context: ServerContext) -> None:
+        """Refuse settings that this does not work with, as `ClientPart.check`."""
 
     def tables(self, context: ServerContext) -> Mapping[str, tuple[int | None, ...]]:
         """Shapes of the tables that are sent beside the weights."""
@@ -72,13 +84,20 @@ class Proximal(Correction):
 
 @dataclass(frozen=True)
 class Trains(ClientPart):
-    """Train the global model on the client's rows and send the weights."""
+    """Train the global model on the client's rows and send the weights.
+
+    Where no weights were sent, the client trains a network of its own from its own start; see `TrainsOwn`.
+    """
 
     correction: Correction = Correction()
 
     @property
     def stateful(self) -> bool:  # type: ignore[override]
         return self.correction.stateful
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients train the global weights")
+        self.correction.check(context)
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         tables = self.correction.tables(context)
@@ -93,7 +112,7 @@ class Trains(ClientPart):
         if not len(data):
             return context.release(broadcast), state
         local, correction = context.settings.local, self.correction
-        net = context.network(gate.info, broadcast.weights)
+        net = context.network(gate.info, broadcast.weights or None)
         pull = correction.pull(net, state, broadcast, context)
         train_on_records(
             correction.dressed(net, state, broadcast, context),
@@ -109,9 +128,57 @@ class Trains(ClientPart):
         return context.release(broadcast, payload, examples=len(data)), state
 
 
+@dataclass(frozen=True)
+class TrainsOwn(Trains):
+    """Train a network of the client's own structure (``federation.networks``) from the client's own start.
+
+    For phases that send no weights down.
+    """
+
+    def check(self, context: ServerContext) -> None:
+        self.correction.check(context)
+
+    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
+        return replace(super().expects(client, state, context), weights=context.network_of(client).state_dict())
+
+
 def steps_of(rows: int, local: LocalSettings) -> int:
     """Optimiser steps that a client with so many rows makes in a round."""
     return local.epochs * (-(-rows // local.batch) if local.batch else 1)
+
+
+def gradient_mass(steps: int, momentum: float) -> float:
+    """What the gradients of so many steps of SGD weigh together in the way that the weights go, in step sizes.
+
+    w_r - w_k = lr * sum_i a_i g_i with a_i = (1 - rho^(tau - i)) / (1 - rho) for the i-th of tau steps, counted from 0,
+    because a gradient lives on in the momentum; this is sum_i a_i, and tau without momentum.
+
+    Source: Wang et al., FedNova, NeurIPS 2020, section 4.1 (|a|_1 of momentum SGD); holds for `torch.optim.SGD`, whose
+    momentum begins with the first gradient and is not damped.
+
+    Args:
+        steps: tau.
+        momentum: rho.
+    """
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+
+
+def check_sgd(context: ServerContext, why: str) -> None:
+    """Refuse another optimiser of clients than SGD, whose steps are sums of gradients.
+
+    Args:
+        why: what needs it, as the beginning of the message.
+
+    Raises:
+        ConfigError: another one is set.
+    """
+    local = context.settings.local
+    if local.optimizer != "sgd":
+        raise ConfigError(
+            f"{why} divides what a client moved by the steps it took, which means a mean gradient for SGD alone; "
+            f"local.optimizer is {local.optimizer!r}. Set local.optimizer = 'sgd', for this method alone by "
+            f"methods.{context.settings.method}.local.optimizer."
+        )
 
 
 def train_on_records(
@@ -124,6 +191,7 @@ def train_on_records(
     epochs: int | None = None,
     pull: Pull | None = None,
     row_loss: Callable[[Tensor, Tensor], Tensor] = HardLabels.loss,
+    on_epoch: Callable[[int], None] | None = None,
 ) -> nn.Module:
     """Train a network in place as clients of averaging methods train theirs.
 
@@ -136,6 +204,7 @@ def train_on_records(
         epochs: in place of those of ``local``.
         pull: what is added to the loss of every row, scalar; None for nothing.
         row_loss: (what the network shows, classes) -> (rows,).
+        on_epoch: called after each pass with its 1-based number.
     """
 
     def loss(shown: Tensor, targets: Tensor) -> Tensor:
@@ -157,4 +226,4 @@ def train_on_records(
         drops=(),
     )
     with isolated(streams.seed("noise")):
-        return train(net, rows, len(data), loss, protocol, None, streams)  # type: ignore[arg-type]
+        return train(net, rows, len(data), loss, protocol, None, streams, on_epoch=on_epoch)  # type: ignore[arg-type]

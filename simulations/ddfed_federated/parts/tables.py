@@ -19,6 +19,7 @@ from ddfed_federated.methods.base import (
     ServerContext,
     ServerPart,
     ServerState,
+    check_one_network,
 )
 
 
@@ -49,18 +50,18 @@ def pooled(tables: list[Tensor], weighting: str = "count") -> Tensor:
     """Tables of `per_class` of several clients as one.
 
     Args:
-        tables: each (classes, 1 + width).
+        tables: each (..., classes, 1 + width).
         weighting: ``count`` weighs a client's mean by its rows, which gives the mean of the pooled rows; ``uniform``
             takes every client that holds the class alike (as the published codes do).
 
     Returns:
-        (classes, 1 + width); zeros, with count 0, for a class that nobody holds.
+        (..., classes, 1 + width); zeros, with count 0, for a class that nobody holds.
     """
     stacked = torch.stack(tables)
     counts = stacked[..., :1]
     weights = counts if weighting == "count" else (counts > 0).to(counts)
     means = (weights * stacked[..., 1:]).sum(0) / weights.sum(0).clamp(min=1e-12)
-    return torch.cat([counts.sum(0), means], 1)
+    return torch.cat([counts.sum(0), means], -1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class Measures(ClientPart):
     """Send class means of the real rows and nothing else."""
 
     tables: tuple[Table, ...]
+
+    def check(self, context: ServerContext) -> None:
+        check_one_network(context, "clients send what the global model answers")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("statistics",), statistics={t.name: t.shape(context) for t in self.tables})

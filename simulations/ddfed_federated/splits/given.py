@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,3 +86,35 @@ def from_file(task: Task, clients: int, rng: np.random.Generator, *, path: str) 
         )
     made.check(task.train.labels.numpy())
     return made.parts if made.units is None else made.units
+
+
+def own(
+    task: Task,
+    clients: int,
+    rng: np.random.Generator,
+    *,
+    holder: int | None = None,
+    space: Mapping[str, Any] | None = None,
+) -> list[np.ndarray]:
+    """Whoever reads the data holds them all: each site of a deployment has a folder of its own.
+
+    Args:
+        task: what this site has.
+        clients: number of sites.
+        rng: not used.
+        holder: the site's partition id, which it sets itself.
+        space: the server's, which all sites use (`ddfed_federated.worker.load_task`).
+
+    Returns:
+        ``clients`` arrays of units, all in the holder's.
+
+    Raises:
+        ConfigError: no deployment, where nobody is the holder.
+    """
+    if holder is None or not 0 <= holder < clients:
+        raise ConfigError(
+            "the split 'own' means that each site of a deployment holds a folder of its own, and a simulation has "
+            "none; see `ddfed deploy`, or choose another partition"
+        )
+    nothing = np.zeros(0, dtype=np.int64)
+    return [np.arange(task.train.units) if k == holder else nothing for k in range(clients)]
