@@ -21,7 +21,7 @@ from ddfed.evaluate import accuracy
 from ddfed.federation import Broadcast, Expectation, Release, check_release, coverage
 from ddfed.ledger import Ledger
 from ddfed.registry import registry
-from ddfed.seeds import Streams
+from ddfed_federated.cohort import drawn_clients
 from ddfed_federated.faults import FaultPlan
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
@@ -140,7 +140,6 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
-        self.streams = Streams(self.settings.run.seed)
         options = None if self.method.control else options_of(self.settings)
         self.context = ServerContext.of(self.settings, self.domain, self.task, options)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
@@ -221,10 +220,9 @@ class Rounds:
         """
         federation = self.settings.federation
         share = 1.0 if everyone else federation.participation
-        wanted = max(1, round(share * federation.clients))
-        drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
+        drawn = drawn_clients(self.settings.run.seed, number, federation.clients, share)
         busy = set(self._out.values())
-        return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
+        return [k for k in drawn if k in self.nodes and self.nodes[k] not in busy]
 
     def whole(self) -> tuple[ServerState, list[RoundRow]]:
         """All rounds from the beginning, without a checkpoint."""
