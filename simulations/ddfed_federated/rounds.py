@@ -18,15 +18,17 @@ from ddfed.data import Task
 from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
-from ddfed.federation import Broadcast, Release, check_release, coverage
+from ddfed.federation import Broadcast, Expectation, Release, check_release, coverage
 from ddfed.ledger import Ledger
 from ddfed.registry import registry
 from ddfed.seeds import Streams
+from ddfed_federated.faults import FaultPlan
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
 from ddfed_federated.methods import FederatedMethod, Phase, ServerContext, ServerState
 from ddfed_federated.parts.union import items_of
 from ddfed_federated.settings import SimulateSettings, options_of
+from ddfed_federated.standins import Shelf
 from ddfed_federated.targets import Targets
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
@@ -38,7 +40,10 @@ _SERVER_ONLY: Any = {
     "forget": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
-    "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
+    "federation": {
+        *("backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"),
+        *("late", "absent", "reuse_age", "reuse_decay"),
+    },
 }
 
 
@@ -62,8 +67,10 @@ class RoundRow:
         seconds: wall time of the round.
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
-        ledger: what the clients of the merged releases say was asked of their records.
         told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
+        ledger: what the clients of the valid releases say was asked of their records.
+        rehearsed: ``client: kind`` of the faults that were rehearsed; see `ddfed_federated.faults`.
+        stood_in: ``client: age`` of old sets that stood in for missing ones; see `ddfed_federated.standins`.
     """
 
     method: str
@@ -82,6 +89,8 @@ class RoundRow:
     note: str = ""
     ledger: tuple[dict[str, Any], ...] = ()
     told: Mapping[str, float] = field(default_factory=dict)
+    rehearsed: tuple[str, ...] = ()
+    stood_in: tuple[str, ...] = ()
 
     @property
     def up(self) -> int:
@@ -96,7 +105,7 @@ class RoundRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
-        lists = ("lost", "missing_classes", "client_seconds", "ledger")
+        lists = ("lost", "missing_classes", "client_seconds", "ledger", "rehearsed", "stood_in")
         fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
         return cls(**fields)
 
@@ -136,7 +145,10 @@ class Rounds:
         self.context = ServerContext.of(self.settings, self.domain, self.task, options)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
+        self._plan = FaultPlan.of(self.settings)
+        self._shelf = Shelf(self.settings)
         self._out: dict[str, int] = {}
+        self._questions: dict[str, _Question] = {}
         self._memories: dict[int, dict[str, Tensor]] = {}
 
     def begin(self) -> ServerState:
@@ -153,6 +165,7 @@ class Rounds:
         """Take over what `remember` gave."""
         self._seeds = {int(k): int(v) for k, v in memory["seeds"]}
         self._memories = {int(k): dict(v) for k, v in memory["clients"]}
+        self._shelf.resume(memory["shelf"])
         if self._memories:
             self._remind(self._memories)
 
@@ -166,6 +179,7 @@ class Rounds:
         return {
             "seeds": [[k, v] for k, v in sorted(self._seeds.items())],
             "clients": [[k, v] for k, v in sorted(self._memories.items())],
+            "shelf": self._shelf.remember(),
         }
 
     def _remind(self, memories: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -209,7 +223,6 @@ class Rounds:
         share = 1.0 if everyone else federation.participation
         wanted = max(1, round(share * federation.clients))
         drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
-        self._out = still_out(self.grid, self._out)
         busy = set(self._out.values())
         return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
 
@@ -246,8 +259,9 @@ class Rounds:
         self, before: ServerState, number: int, phases: tuple[Phase, ...], everyone: bool = False
     ) -> tuple[ServerState, RoundRow]:
         begun = time.perf_counter()
-        asked = self.participants(number, everyone)
         tally, state, note = _Tally(), before, ""
+        self._take_late(number, tally)
+        asked = self.participants(number, everyone)
         clients, releases = asked, list[Release]()
         for phase in phases:
             state, releases, note = self._exchange(phase, number, state, clients, tally)
@@ -257,7 +271,9 @@ class Rounds:
                 break
             clients = [r.client for r in releases]
         state = replace(state, round=number)
-        self._count_seeds(tally.releases)
+        if not note:
+            self._shelf.settle(number, [*tally.releases, *tally.stand_ins])
+        self._count_seeds(tally.heard)
         self._recall(asked)
         row = RoundRow(
             method=self.method.name,
@@ -266,16 +282,18 @@ class Rounds:
             asked=len(asked),
             releases=len(releases),
             lost=tuple(f"client {k}: {why}" for k, why in sorted(tally.lost.items())),
-            items=sum(r.items for r in tally.releases),
-            missing_classes=self._missing(phases, tally.releases),
+            items=sum(r.items for r in (*tally.releases, *tally.stand_ins)),
+            missing_classes=self._missing(phases, [*tally.releases, *tally.stand_ins]),
             bytes_up=tally.up,
             bytes_down=tally.down,
             real_seeds=sum(self._seeds.values()),
             seconds=round(time.perf_counter() - begun, 3),
-            client_seconds=_client_seconds(tally.releases),
+            client_seconds=_client_seconds(tally.heard),
             note=note,
-            ledger=tuple(_merged(tally.releases).to_json()),
+            ledger=tuple(_merged(tally.heard).to_json()),
             told={} if note else self._told(releases),
+            rehearsed=tuple(tally.rehearsed),
+            stood_in=tuple(f"client {r.client}: {r.age}" for r in tally.stand_ins),
         )
         self.progress.finished(row)
         return state, row
@@ -290,18 +308,21 @@ class Rounds:
     ) -> tuple[ServerState, list[Release], str]:
         """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
         broadcast = phase.broadcast(number, state, self.context)
-        replies = self._ask(broadcast, clients, tally)
-        releases = self._screen(phase, broadcast, state, replies, tally)
+        releases = self._ask(phase, broadcast, state, clients, tally)
         needed = self.settings.federation.min_replies
         if len(releases) < needed:
             return state, releases, f"skipped: {len(releases)} valid releases, {needed} needed"
-        useful = [r for r in releases if r.payload]
+        old = self._shelf.stand_ins(phase.name, number, releases, self.task.info.num_classes)
+        useful = sorted([*(r for r in releases if r.payload), *old], key=lambda r: r.client)
         if not useful:
             return state, releases, "skipped: nobody had anything to release"
+        tally.stand_ins += old
         return phase.server(state, useful, self.context), releases, ""
 
-    def _ask(self, broadcast: Broadcast, clients: list[int], tally: _Tally) -> dict[int, Any]:
-        """Send the broadcast and wait; replies by client."""
+    def _ask(
+        self, phase: Phase, broadcast: Broadcast, state: ServerState, clients: list[int], tally: _Tally
+    ) -> list[Release]:
+        """Send the broadcast, wait, and screen what comes as it comes; valid releases in order of client."""
         from flwr.app import Message
 
         contents = dict(zip(clients, wire.encode_broadcasts(broadcast, [self._order(client) for client in clients])))
@@ -316,16 +337,35 @@ class Rounds:
                     group_id=str(broadcast.round),
                 )
             )
-        client_of = {self.nodes[client]: client for client in clients}
-        replies, left = collect(
+        about = replace(broadcast, weights={}, arrays={})
+        questions = {
+            self.nodes[client]: _Question(client, about, phase.client.expects(client, state, self.context))
+            for client in clients
+        }
+        good: list[Release] = []
+
+        def replied(done: int, total: int, reply: Any) -> None:
+            release = self._screen(questions[reply.metadata.src_node_id], reply, tally)
+            good.extend([release] if release is not None else [])
+            self.progress.replied(self.method.name, broadcast.round, done, total)
+
+        several = len(self.method.phases) > 1
+        for client, kind in self._plan.told(broadcast.round, broadcast.phase, clients):
+            tally.rehearsed.append(f"client {client}: {kind}" + (f" in {broadcast.phase}" if several else ""))
+        _, left = collect(
             self.grid,
             messages,
             timeout=self.settings.federation.deadline_s,
-            on_reply=lambda done, total, _: self.progress.replied(self.method.name, broadcast.round, done, total),
+            on_reply=replied,
+            keep=False,
+            stop_late=self.settings.federation.late == "drop" or broadcast.round >= self.last,
         )
         self._out = {**self._out, **left}
-        tally.lost.update({client_of[node]: "no answer before the deadline" for node in left.values()})
-        return {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+        self._questions.update({message_id: questions[node] for message_id, node in left.items()})
+        tally.lost.update({questions[node].client: "no answer before the deadline" for node in left.values()})
+        good.sort(key=lambda r: r.client)
+        tally.releases += good
+        return good
 
     def _order(self, client: int) -> wire.Order:
         federation = self.settings.federation
@@ -339,28 +379,39 @@ class Rounds:
             limit_s=(federation.deadline_s or 0.0) if federation.backend == "ray" else 0.0,
         )
 
-    def _screen(
-        self, phase: Phase, broadcast: Broadcast, state: ServerState, replies: Mapping[int, Any], tally: _Tally
-    ) -> list[Release]:
-        """Valid releases in order of client; who was refused goes to the tally with the reason."""
-        good = []
-        for client, reply in sorted(replies.items()):
-            if reply.has_error():
-                tally.lost[client] = wire.error_text(reply)
-                continue
-            # Garbage used the link too.
-            _add_bytes(tally.up, wire.payload_bytes(reply.content))
-            try:
-                release = wire.decode_release(reply.content)
-                if release.client != client:
-                    raise ReleaseError(f"client {client} signed its release as client {release.client}")
-                check_release(release, self.task.info, broadcast, phase.client.expects(client, state, self.context))
-            except ReleaseError as error:
-                tally.lost[client] = str(error)
-                continue
-            good.append(release)
-        tally.releases += good
-        return good
+    def _screen(self, question: _Question, reply: Any, tally: _Tally, late: bool = False) -> Release | None:
+        """The release, if it is valid and in time; otherwise the tally gets the reason."""
+        client = question.client
+        if reply.has_error():
+            tally.lost[client] = wire.error_text(reply)
+            return None
+        # Garbage used the link too.
+        _add_bytes(tally.up, wire.payload_bytes(reply.content))
+        try:
+            release = wire.decode_release(reply.content)
+            if release.client != client:
+                raise ReleaseError(f"client {client} signed its release as client {release.client}")
+            check_release(release, self.task.info, question.broadcast, question.expected)
+        except ReleaseError as error:
+            tally.lost[client] = str(error)
+            return None
+        if self._plan.at(release.round, release.phase, client).name == "late":
+            tally.lost[client], late = "its release came when the round was over (rehearsed)", True
+        self._shelf.keep(release, late)
+        tally.late += [release] if late else []
+        return None if late else release
+
+    def _take_late(self, number: int, tally: _Tally) -> None:
+        """Take in what came since the last round; who is still at work on an older one is given up."""
+        self._out = still_out(
+            self.grid, self._out, lambda i, reply: self._screen(self._questions[i], reply, tally, late=True)
+        )
+        discard = getattr(self.grid, "discard", None)
+        if discard is not None:
+            stale = [i for i in self._out if self._questions[i].broadcast.round < number - 1]
+            discard(stale)
+            self._out = {i: node for i, node in self._out.items() if i not in stale}
+        self._questions = {i: self._questions[i] for i in self._out}
 
     def _count_seeds(self, releases: list[Release]) -> None:
         """Real records handed out so far as starting values: a fixed choice counts once, fresh ones add up.
@@ -392,6 +443,29 @@ class _Tally:
     down: dict[str, int] = field(default_factory=lambda: dict.fromkeys(wire.SPENT, 0))
     lost: dict[int, str] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
+    late: list[Release] = field(default_factory=list)
+    stand_ins: list[Release] = field(default_factory=list)
+    rehearsed: list[str] = field(default_factory=list)
+
+    @property
+    def heard(self) -> list[Release]:
+        """All valid releases that came, in time or not: their records were used."""
+        return sorted([*self.releases, *self.late], key=lambda r: r.client)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What an answer is held against.
+
+    Args:
+        client: who was asked.
+        broadcast: round and phase; what it carried is not kept.
+        expected: see `Expectation`.
+    """
+
+    client: int
+    broadcast: Broadcast
+    expected: Expectation
 
 
 def _merged(releases: list[Release]) -> Ledger:
