@@ -21,7 +21,7 @@ from ddfed.evaluate import accuracy
 from ddfed.federation import Broadcast, Expectation, Release, check_release, coverage
 from ddfed.ledger import Ledger
 from ddfed.registry import registry
-from ddfed.seeds import Streams
+from ddfed_federated.cohort import drawn_clients
 from ddfed_federated.faults import FaultPlan
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
@@ -67,10 +67,10 @@ class RoundRow:
         seconds: wall time of the round.
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
-        told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
         ledger: what the clients of the valid releases say was asked of their records.
         rehearsed: ``client: kind`` of the faults that were rehearsed; see `ddfed_federated.faults`.
         stood_in: ``client: age`` of old sets that stood in for missing ones; see `ddfed_federated.standins`.
+        told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
     """
 
     method: str
@@ -88,9 +88,9 @@ class RoundRow:
     client_seconds: tuple[float, float] = (0.0, 0.0)
     note: str = ""
     ledger: tuple[dict[str, Any], ...] = ()
-    told: Mapping[str, float] = field(default_factory=dict)
     rehearsed: tuple[str, ...] = ()
     stood_in: tuple[str, ...] = ()
+    told: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> int:
@@ -140,7 +140,6 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
-        self.streams = Streams(self.settings.run.seed)
         options = None if self.method.control else options_of(self.settings)
         self.context = ServerContext.of(self.settings, self.domain, self.task, options)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
@@ -221,10 +220,9 @@ class Rounds:
         """
         federation = self.settings.federation
         share = 1.0 if everyone else federation.participation
-        wanted = max(1, round(share * federation.clients))
-        drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
+        drawn = drawn_clients(self.settings.run.seed, number, federation.clients, share)
         busy = set(self._out.values())
-        return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
+        return [k for k in drawn if k in self.nodes and self.nodes[k] not in busy]
 
     def whole(self) -> tuple[ServerState, list[RoundRow]]:
         """All rounds from the beginning, without a checkpoint."""
@@ -241,6 +239,8 @@ class Rounds:
         """Let the method forget, with all clients; a row for each round that this takes."""
         how = self.method.forgets
         assert how is not None
+        # What is forgotten must not stand in for anybody.
+        self._shelf = Shelf(self.settings)
         state, rows = how.begin(state, targets, self.context), []
         for name in how.rounds(self.context):
             state, row = self._hold(state, state.round + 1, (self.method.phase(name),), everyone=True)
@@ -291,9 +291,9 @@ class Rounds:
             client_seconds=_client_seconds(tally.heard),
             note=note,
             ledger=tuple(_merged(tally.heard).to_json()),
-            told={} if note else self._told(releases),
             rehearsed=tuple(tally.rehearsed),
             stood_in=tuple(f"client {r.client}: {r.age}" for r in tally.stand_ins),
+            told={} if note else self._told(releases),
         )
         self.progress.finished(row)
         return state, row

@@ -96,6 +96,10 @@ class FederationSettings(Settings):
     codec: str = Field("float32", description="float32, float16 or uint8 items on the wire")
     backend: str = Field("inprocess", description="where it runs: inprocess or ray")
     workers: int = Field(0, ge=0, description="inprocess: client processes; 0 runs clients one after another")
+    batched: bool = Field(
+        False,
+        description="without workers: clients train locally in cohorts, one batched call for several networks",
+    )
     client_threads: int = Field(1, ge=1, description="torch threads of a client; part of the numbers")
     server_threads: int = Field(1, ge=1, description="torch threads of the server; part of the numbers")
     ray_address: str = Field("", description="join a running Ray cluster instead of starting one")
@@ -334,6 +338,11 @@ def _check(settings: SimulateSettings) -> None:
             f"stages must be trained on stage by stage. Set distill.stages.count = 1."
         )
     check_plan(FaultPlan.of(settings), federation)
+    if federation.batched and not federation.in_turn:
+        raise ConfigError(
+            "clients train in cohorts where they work one after another in one process: set federation.batched to "
+            "false, or federation.backend to 'inprocess' and federation.workers to 0"
+        )
     if federation.late == "use" and federation.deadline_s and federation.in_turn:
         raise ConfigError(
             "clients that work one after another are not late but not asked yet: set federation.workers, or rehearse "

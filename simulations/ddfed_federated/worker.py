@@ -23,6 +23,7 @@ from ddfed.registry import registry
 from ddfed.seeds import Streams
 from ddfed.space import Space
 from ddfed_federated import partition as partitions
+from ddfed_federated.cohort import Cohorts
 from ddfed_federated.faults import FaultPlan, Kind
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
@@ -73,7 +74,7 @@ def _load_partition(data_json: str, scheme_json: str, seed: int) -> partitions.P
 
 
 def load_share(settings: SimulateSettings, client: int) -> RealData:
-    """What a client holds, as it sees it.
+    """What a client holds, as it sees it, without what is left out of the run.
 
     Raises:
         ConfigError: no such client.
@@ -82,7 +83,8 @@ def load_share(settings: SimulateSettings, client: int) -> RealData:
     partition = load_partition(settings)
     if not 0 <= client < partition.clients:
         raise ConfigError(f"partition id {client} is outside 0 to {partition.clients - 1}")
-    return seen_by(client, task.train.within(partition.share(client)), settings)
+    seen = seen_by(client, task.train.within(partition.share(client)), settings)
+    return Targets.parse(settings.federation.without).without(seen, client)
 
 
 def answer(
@@ -103,7 +105,7 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    data = Targets.parse(settings.federation.without).without(load_share(settings, client), client)
+    data = load_share(settings, client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)
@@ -111,7 +113,9 @@ def answer(
     options = None if method.control else options_of(settings)
     # A client judges its own model on test rows as it sees its own rows.
     test = seen_by(client, task.test, settings) if method.personal else task.test
-    context = ClientContext(client, settings, domain, streams, options, resolve_device(settings.run.device), test)
+    cohorts = _cohorts(settings) if settings.federation.batched else None
+    device = resolve_device(settings.run.device)
+    context = ClientContext(client, settings, domain, streams, options, device, test, cohorts)
     fault = _fault(settings, broadcast, client)
     scene = FaultPlan.of(settings).scene(client, settings.federation.clients, task.info.num_classes, broadcast)
     fault.before(scene)
@@ -122,6 +126,11 @@ def answer(
     release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds}, ledger=gate.ledger)
     others = {k: v for k, v in state.items() if not k.startswith(f"{method.name}/")}
     return fault.after(release, scene), {**others, **{f"{method.name}/{k}": v for k, v in new.items()}}
+
+
+def _cohorts(settings: SimulateSettings) -> Cohorts:
+    sizes = load_partition(settings).counts.sum(axis=1).tolist()
+    return Cohorts(settings, lambda client: load_share(settings, client), sizes)
 
 
 def _fault(settings: SimulateSettings, broadcast: Broadcast, client: int) -> Kind:

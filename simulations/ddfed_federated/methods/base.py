@@ -24,6 +24,7 @@ from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import Settings
+from ddfed_federated.cohort import Cohorts
 from ddfed_federated.settings import SimulateSettings
 from ddfed_federated.targets import Targets
 
@@ -42,6 +43,7 @@ class ClientContext:
         options: the method's own settings.
         device: where networks live.
         test: the client's own test rows, for methods with a model of its own; None where it has none.
+        cohorts: clients that train locally together (`federation.batched`); None for each alone.
     """
 
     client: int
@@ -51,6 +53,7 @@ class ClientContext:
     options: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     test: Any = None
+    cohorts: Cohorts | None = None
 
     def release(self, broadcast: Broadcast, payload: Mapping[str, Any] | None = None, **about: Any) -> Release:
         """An answer to a broadcast; without a payload the client has nothing to send."""
