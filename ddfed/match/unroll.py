@@ -23,6 +23,7 @@ from ddfed.match.lessons import Lessons, balanced, blocks, shuffled
 
 ORDERS = ("all", "shuffled", "balanced", "blocks")
 PLACES = ("random", "end")
+WEIGHTINGS = ("none", "hard")
 
 
 class Unrolling(Objective):
@@ -51,6 +52,8 @@ class Unrolling(Objective):
             rows of a class evenly, and row i belongs to block i mod their number.
         rows: real rows, over all judged classes.
         augment: rows are augmented, real and synthetic, each by a draw of its own.
+        weighting: of real rows at the end: ``none``, or ``hard``: the sigmoid of a row's loss under the network as it
+            was before the training, so that rows it knows count half and rows it does not count in full (FedMK).
     """
 
     name = "unroll"
@@ -60,11 +63,13 @@ class Unrolling(Objective):
     defaults = {
         "steps": 30, "window": None, "place": "random", "redraw": 1, "inner": "sgd", "momentum": 0.0, "lr": 0.02,
         "learn_lrs": False, "lr_lr": 0.01, "order": "all", "batch": 10, "blocks": 10, "rows": 1024, "augment": True,
+        "weighting": "none",
     }  # fmt: skip
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:
         super().__init__(precision, **options)
-        for key, known in (("order", ORDERS), ("place", PLACES), ("inner", ("sgd", "adam"))):
+        named = (("order", ORDERS), ("place", PLACES), ("inner", ("sgd", "adam")), ("weighting", WEIGHTINGS))
+        for key, known in named:
             given = self.options[key]
             if given not in known:
                 raise ConfigError(
@@ -173,6 +178,10 @@ class Unrolling(Objective):
             if judge.augmentation is not None:
                 draw = judge.augmentation.draw(len(x), draws, one_op=True)
             losses = judge.losses(weights, x, batch.classes.to(j.device), draw)
+            if self.options["weighting"] == "hard":
+                with torch.no_grad():
+                    before = judge.losses(student.weights, x, batch.classes.to(j.device), draw)
+                losses = torch.sigmoid(before) * losses
             total += float(losses.detach().sum())
             return losses
 
