@@ -35,6 +35,8 @@ def ddfed_register(registry: Registry) -> None:
         ("fedmk", "ddfed_federated.methods.fedmk:FEDMK",
          "bilevel sets from peers' sets, hard rows first; a generator against forgetting", "Liu et al., ICLR 2023",
          "sets"),
+        ("hfldd", "ddfed_federated.methods.hfldd:HFLDD",
+         "clusters of unlike clients: members distil for their head, heads average", "Shi et al., 2024", "averaging"),
         ("desa", "ddfed_federated.methods.desa:DESA",
          "personal models of any structure learn from answers to shared synthetic anchors",
          "Huang et al., ICML 2024", "personal"),

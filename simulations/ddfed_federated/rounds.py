@@ -255,7 +255,8 @@ class Rounds:
                 # What earlier phases merged is undone: a round counts whole or not at all.
                 state = before
                 break
-            clients = [r.client for r in releases]
+            # Who was not asked in this phase may be in the next.
+            clients = [k for k in clients if k not in tally.lost]
         state = replace(state, round=number)
         self._count_seeds(tally.releases)
         self._recall(asked)
@@ -289,10 +290,14 @@ class Rounds:
         self, phase: Phase, number: int, state: ServerState, clients: list[int], tally: _Tally
     ) -> tuple[ServerState, list[Release], str]:
         """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
-        broadcast = phase.broadcast(number, state, self.context)
-        replies = self._ask(broadcast, clients, tally)
-        releases = self._screen(phase, broadcast, state, replies, tally)
+        broadcasts = phase.broadcasts(number, state, self.context, clients)
+        if not broadcasts:
+            return state, [], f"skipped: none of the round's clients has a part in {phase.name!r}"
+        replies = self._ask(broadcasts, tally)
+        releases = self._screen(phase, broadcasts, state, replies, tally)
         needed = self.settings.federation.min_replies
+        if len(broadcasts) < len(clients):
+            needed = min(needed, len(broadcasts))
         if len(releases) < needed:
             return state, releases, f"skipped: {len(releases)} valid releases, {needed} needed"
         useful = [r for r in releases if r.payload]
@@ -300,32 +305,45 @@ class Rounds:
             return state, releases, "skipped: nobody had anything to release"
         return phase.server(state, useful, self.context), releases, ""
 
-    def _ask(self, broadcast: Broadcast, clients: list[int], tally: _Tally) -> dict[int, Any]:
-        """Send the broadcast and wait; replies by client."""
+    def _ask(self, broadcasts: Mapping[int, Broadcast], tally: _Tally) -> dict[int, Any]:
+        """Send each client its broadcast and wait; replies by client."""
         from flwr.app import Message
 
-        contents = dict(zip(clients, wire.encode_broadcasts(broadcast, [self._order(client) for client in clients])))
-        messages = []
-        for client in clients:
+        contents, messages = self._contents(broadcasts), []
+        number = next(iter(broadcasts.values())).round
+        for client in broadcasts:
             _add_bytes(tally.down, wire.payload_bytes(contents[client]))
             messages.append(
                 Message(
                     contents[client],
                     dst_node_id=self.nodes[client],
                     message_type="train",
-                    group_id=str(broadcast.round),
+                    group_id=str(number),
                 )
             )
-        client_of = {self.nodes[client]: client for client in clients}
+        client_of = {self.nodes[client]: client for client in broadcasts}
         replies, left = collect(
             self.grid,
             messages,
             timeout=self.settings.federation.deadline_s,
-            on_reply=lambda done, total, _: self.progress.replied(self.method.name, broadcast.round, done, total),
+            on_reply=lambda done, total, _: self.progress.replied(self.method.name, number, done, total),
         )
         self._out = {**self._out, **left}
         tally.lost.update({client_of[node]: "no answer before the deadline" for node in left.values()})
         return {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+
+    def _contents(self, broadcasts: Mapping[int, Broadcast]) -> dict[int, Any]:
+        """Records by client; those that are sent the same share its bytes."""
+        alike: dict[int, list[int]] = {}
+        for client, broadcast in broadcasts.items():
+            alike.setdefault(id(broadcast), []).append(client)
+        return {
+            client: content
+            for clients in alike.values()
+            for client, content in zip(
+                clients, wire.encode_broadcasts(broadcasts[clients[0]], [self._order(k) for k in clients])
+            )
+        }
 
     def _order(self, client: int) -> wire.Order:
         federation = self.settings.federation
@@ -340,7 +358,12 @@ class Rounds:
         )
 
     def _screen(
-        self, phase: Phase, broadcast: Broadcast, state: ServerState, replies: Mapping[int, Any], tally: _Tally
+        self,
+        phase: Phase,
+        broadcasts: Mapping[int, Broadcast],
+        state: ServerState,
+        replies: Mapping[int, Any],
+        tally: _Tally,
     ) -> list[Release]:
         """Valid releases in order of client; who was refused goes to the tally with the reason."""
         good = []
@@ -354,7 +377,8 @@ class Rounds:
                 release = wire.decode_release(reply.content)
                 if release.client != client:
                     raise ReleaseError(f"client {client} signed its release as client {release.client}")
-                check_release(release, self.task.info, broadcast, phase.client.expects(client, state, self.context))
+                expected = phase.client.expects(client, state, self.context)
+                check_release(release, self.task.info, broadcasts[client], expected)
             except ReleaseError as error:
                 tally.lost[client] = str(error)
                 continue
