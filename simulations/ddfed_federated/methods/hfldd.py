@@ -38,6 +38,7 @@ from ddfed_federated.methods.presets import digits
 from ddfed_federated.parts.averaging import Averages, fedavg
 from ddfed_federated.parts.distil import Distils
 from ddfed_federated.parts.local import train_on_records
+from ddfed_federated.parts.tables import TellsCounts
 from ddfed_federated.parts.union import remembered
 
 
@@ -99,22 +100,6 @@ def unlike(counts: Tensor, number: int) -> list[list[int]]:
 
 
 # --- before the first round ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TellsCounts(ClientPart):
-    """Sends how many rows of each class there are: this is what the method discloses beside sets and weights."""
-
-    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
-        return Expectation(("statistics",), statistics={"counts": (context.task.info.num_classes,)})
-
-    def __call__(
-        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
-    ) -> tuple[Release, ClientState]:
-        if not gate.held():
-            return context.release(broadcast), state
-        counts = gate.counts()
-        return context.release(broadcast, {"statistics": {"counts": counts}}, examples=int(counts.sum())), state
 
 
 @dataclass(frozen=True)
