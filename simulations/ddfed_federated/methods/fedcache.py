@@ -1,4 +1,4 @@
-"""FedCache 2.0: personal models, and a cache of distilled items from which clients are served what resembles their data.
+"""FedCache 2.0: personal models, and a cache of distilled items that serves clients what resembles their data.
 
 Pan, Sun, Wu, Wang, Liu, Gao and Wang, FedCache 2.0: Federated Edge Learning with Knowledge Caching and Dataset
 Distillation, 2024 (arXiv 2405.13378).
