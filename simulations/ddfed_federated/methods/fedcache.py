@@ -146,13 +146,12 @@ class LearnsAndDistils(Distils):
         epochs = local.epochs + (options.warmup if fresh else 0)
         streams = context.streams.child("local", broadcast.round)
         train_on_records(net, data, local, streams, context.device, beside=beside, epochs=epochs)
-        about = {"examples": len(data), "metrics": judged(net, context)}
-        state = having(state, net)
+        told, state = judged(net, context), having(state, net)
         if accuracy(net, data) < options.least:
-            return context.release(broadcast, **about), state
+            return context.release(broadcast, examples=len(data), metrics=told), state
         around = replace(broadcast, weights=weights_of(net))
         release, _ = super().__call__({}, gate, around, context)
-        return replace(release, metrics={**release.metrics, **about["metrics"]}), state
+        return replace(release, metrics={**release.metrics, **told}), state
 
 
 def _with_served(state: ClientState, broadcast: Broadcast, context: ClientContext) -> dict[str, Tensor]:

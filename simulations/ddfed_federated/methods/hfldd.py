@@ -157,7 +157,7 @@ class KeepsSets(ServerPart):
 
 @dataclass(frozen=True)
 class TakesSets(ClientPart):
-    """A head keeps its members' sets, and says how many items they are."""
+    """A client keeps the sets that it is handed, and says how many items they are."""
 
     stateful = True
 
@@ -184,9 +184,9 @@ class Nothing(ServerPart):
 
 @dataclass(frozen=True)
 class TrainsForCluster(ClientPart):
-    """A head trains the global model on its own rows and its members' items.
+    """A client trains the global model on its own rows and the items that it was handed; on its rows alone without any.
 
-    A head that missed the sets trains on its rows alone.
+    In HFLDD this is a head with its members' items, in DCFL any client with those of its group.
     """
 
     stateful = True
@@ -201,6 +201,8 @@ class TrainsForCluster(ClientPart):
         self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
     ) -> tuple[Release, ClientState]:
         data = gate.raw("local training")
+        if not len(data):
+            return context.release(broadcast), state
         net = context.network(gate.info, broadcast.weights)
         beside = (state["x"], state["y"]) if "x" in state and len(state["y"]) else None
         streams = context.streams.child("local", broadcast.round)
