@@ -115,7 +115,7 @@ class ShowsFeatures(ClientPart):
     """Trains the common start on its rows for a while, and sends the features of the probes."""
 
     def check(self, context: ServerContext) -> None:
-        check_one_network(context, "features and weights of clients are compared and averaged")
+        check_one_network(context, "clients train the global weights")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         shape = (context.options.probes, int(state.memory["width"]))
@@ -150,7 +150,8 @@ class Groups(ServerPart):
 
 def _sets_of_group(client: int, broadcast: Broadcast, state: ServerState, context: ServerContext) -> Broadcast | None:
     """The sets of the others in the client's group; who sent none is not asked again."""
-    group = next((members for members in state.memory["groups"] if client in members), [])
+    groups: list[list[int]] = state.memory["groups"]
+    group = next((members for members in groups if client in members), [])
     sets = [s for s in state.memory["sets"][-1] if s["client"] in group and s["client"] != client]
     if not sets:
         return None

@@ -84,7 +84,7 @@ class Encodes(ClientPart):
         return bool(settings.options.get("feedback", True))
 
     def check(self, context: ServerContext) -> None:
-        check_one_network(context, "sets say how the global model's parameters move")
+        check_one_network(context, "clients train the global weights")
         check_no_buffers(context)
         check_parts(_encoding(context.settings, context.options), context.domain, context.task.info)
 

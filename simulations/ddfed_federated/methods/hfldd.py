@@ -192,7 +192,7 @@ class TrainsForCluster(ClientPart):
     stateful = True
 
     def check(self, context: ServerContext) -> None:
-        check_one_network(context, "heads' weights are averaged")
+        check_one_network(context, "clients train the global weights")
 
     def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
         return Expectation(("weights",), weights=state.weights)
