@@ -23,6 +23,7 @@ from ddfed.match.lessons import Lessons, balanced, blocks, shuffled
 
 ORDERS = ("all", "shuffled", "balanced", "blocks")
 PLACES = ("random", "end")
+WEIGHTINGS = ("none", "hard")
 
 
 class Unrolling(Objective):
@@ -51,6 +52,10 @@ class Unrolling(Objective):
             rows of a class evenly, and row i belongs to block i mod their number.
         rows: real rows, over all judged classes.
         augment: rows are augmented, real and synthetic, each by a draw of its own.
+        weighting: of real rows at the end: ``none``, or ``hard``: the sigmoid of a row's loss under the network as it
+            was before the training, so that rows it knows count half and rows it does not count in full (FedMK).
+        mask: of order ``blocks``: share of the blocks, rounded, whose rows are noise in an outer step and do not move
+            in it, so that no block relies on all the others (DOSFL).
     """
 
     name = "unroll"
@@ -60,11 +65,13 @@ class Unrolling(Objective):
     defaults = {
         "steps": 30, "window": None, "place": "random", "redraw": 1, "inner": "sgd", "momentum": 0.0, "lr": 0.02,
         "learn_lrs": False, "lr_lr": 0.01, "order": "all", "batch": 10, "blocks": 10, "rows": 1024, "augment": True,
+        "weighting": "none", "mask": 0.0,
     }  # fmt: skip
 
     def __init__(self, precision: Precision | None = None, **options: Any) -> None:
         super().__init__(precision, **options)
-        for key, known in (("order", ORDERS), ("place", PLACES), ("inner", ("sgd", "adam"))):
+        named = (("order", ORDERS), ("place", PLACES), ("inner", ("sgd", "adam")), ("weighting", WEIGHTINGS))
+        for key, known in named:
             given = self.options[key]
             if given not in known:
                 raise ConfigError(
@@ -77,6 +84,12 @@ class Unrolling(Objective):
         if window is not None and not 1 <= window <= self.options["steps"]:
             raise ConfigError(
                 f"objective 'unroll': window must lie between 1 and steps = {self.options['steps']}, got {window}"
+            )
+        mask = self.options["mask"]
+        if not 0 <= mask < 1 or (mask and self.options["order"] != "blocks"):
+            raise ConfigError(
+                f"objective 'unroll': mask is a share of blocks, from 0 to below 1, and needs order = 'blocks'; got "
+                f"{mask} with order {self.options['order']!r}"
             )
         if not self.options["lr"] > 0:
             raise ConfigError(f"objective 'unroll': lr must be above 0, got {self.options['lr']}")
@@ -93,12 +106,15 @@ class Unrolling(Objective):
         student = Student(j.net, j.label_loss, j.augmentation if self.options["augment"] else None)
         first, last = self._window(j)
         lrs = self._lrs()[:last].to(j.device)
-        run = Unrolled(student, self._rule, j.x, j.y, lrs, self._lessons(j, student.augmentation), first)
+        lessons = self._lessons(j, student.augmentation)
+        x, kept = self._masked(j)
+        run = Unrolled(student, self._rule, x, j.y, lrs, lessons, first)
         end = run.forward(student.weights)
         loss, cotangent = self._judged(j, student, end)
         pulled = run.backward(cotangent)
         self._learn(pulled.lrs.cpu())
-        return Cotangent(pulled.x, pulled.y if j.y.requires_grad else None, loss)
+        by_y = pulled.y * kept.view(-1, *[1] * (j.y.ndim - 1)) if pulled.y is not None and j.y.requires_grad else None
+        return Cotangent(pulled.x * kept.view(-1, *[1] * (j.x.ndim - 1)), by_y, loss)
 
     def check(self, net: Network) -> None:
         check_repeatable(net)
@@ -159,6 +175,18 @@ class Unrolling(Objective):
             pick = shuffled(len(j.x), len(j.x) if order == "all" else batch, streams)
         return Lessons(pick, augmentation, streams)
 
+    def _masked(self, j: Judgement) -> tuple[Tensor, Tensor]:
+        """The rows with noise in place of those of masked blocks, and which are as they are, (rows,), 1 or 0."""
+        count = round(self.options["mask"] * self._blocks)
+        kept = torch.ones(len(j.x), device=j.x.device)
+        if not count:
+            return j.x, kept
+        stream = j.streams.torch("mask", j.step)
+        masked = torch.randperm(self._blocks, generator=stream)[:count]
+        kept[torch.isin(torch.arange(len(j.x)) % self._blocks, masked)] = 0
+        noise = torch.randn(j.x.shape, generator=stream).to(j.x)
+        return torch.where(kept.view(-1, *[1] * (j.x.ndim - 1)).bool(), j.x, noise), kept
+
     # --- what it was good for ---
 
     def _judged(self, j: Judgement, student: Student, end: State) -> tuple[float, list[Tensor]]:
@@ -173,6 +201,10 @@ class Unrolling(Objective):
             if judge.augmentation is not None:
                 draw = judge.augmentation.draw(len(x), draws, one_op=True)
             losses = judge.losses(weights, x, batch.classes.to(j.device), draw)
+            if self.options["weighting"] == "hard":
+                with torch.no_grad():
+                    before = judge.losses(student.weights, x, batch.classes.to(j.device), draw)
+                losses = torch.sigmoid(before) * losses
             total += float(losses.detach().sum())
             return losses
 

@@ -269,7 +269,8 @@ class Rounds:
                 # What earlier phases merged is undone: a round counts whole or not at all.
                 state = before
                 break
-            clients = [r.client for r in releases]
+            # Who was not asked in this phase may be in the next.
+            clients = [k for k in clients if k not in tally.lost]
         state = replace(state, round=number)
         if not note:
             self._shelf.settle(number, [*tally.releases, *tally.stand_ins])
@@ -307,9 +308,13 @@ class Rounds:
         self, phase: Phase, number: int, state: ServerState, clients: list[int], tally: _Tally
     ) -> tuple[ServerState, list[Release], str]:
         """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
-        broadcast = phase.broadcast(number, state, self.context)
-        releases = self._ask(phase, broadcast, state, clients, tally)
+        broadcasts = phase.broadcasts(number, state, self.context, clients)
+        if not broadcasts:
+            return state, [], f"skipped: none of the round's clients has a part in {phase.name!r}"
+        releases = self._ask(phase, broadcasts, state, tally)
         needed = self.settings.federation.min_replies
+        if len(broadcasts) < len(clients):
+            needed = min(needed, len(broadcasts))
         if len(releases) < needed:
             return state, releases, f"skipped: {len(releases)} valid releases, {needed} needed"
         old = self._shelf.stand_ins(phase.name, number, releases, self.task.info.num_classes)
@@ -320,45 +325,39 @@ class Rounds:
         return phase.server(state, useful, self.context), releases, ""
 
     def _ask(
-        self, phase: Phase, broadcast: Broadcast, state: ServerState, clients: list[int], tally: _Tally
+        self, phase: Phase, broadcasts: Mapping[int, Broadcast], state: ServerState, tally: _Tally
     ) -> list[Release]:
-        """Send the broadcast, wait, and screen what comes as it comes; valid releases in order of client."""
+        """Send each client its broadcast, and screen what comes as it comes; valid releases in order of client."""
         from flwr.app import Message
 
-        contents = dict(zip(clients, wire.encode_broadcasts(broadcast, [self._order(client) for client in clients])))
-        messages = []
-        for client in clients:
+        contents, messages = self._contents(broadcasts), []
+        number = next(iter(broadcasts.values())).round
+        for client in broadcasts:
             _add_bytes(tally.down, wire.payload_bytes(contents[client]))
             messages.append(
                 Message(
                     contents[client],
                     dst_node_id=self.nodes[client],
                     message_type="train",
-                    group_id=str(broadcast.round),
+                    group_id=str(number),
                 )
             )
-        about = replace(broadcast, weights={}, arrays={})
-        questions = {
-            self.nodes[client]: _Question(client, about, phase.client.expects(client, state, self.context))
-            for client in clients
-        }
+        questions = self._questions_of(phase, broadcasts, state)
+        self._rehearse(phase, number, list(broadcasts), tally)
         good: list[Release] = []
 
         def replied(done: int, total: int, reply: Any) -> None:
             release = self._screen(questions[reply.metadata.src_node_id], reply, tally)
             good.extend([release] if release is not None else [])
-            self.progress.replied(self.method.name, broadcast.round, done, total)
+            self.progress.replied(self.method.name, number, done, total)
 
-        several = len(self.method.phases) > 1
-        for client, kind in self._plan.told(broadcast.round, broadcast.phase, clients):
-            tally.rehearsed.append(f"client {client}: {kind}" + (f" in {broadcast.phase}" if several else ""))
         _, left = collect(
             self.grid,
             messages,
             timeout=self.settings.federation.deadline_s,
             on_reply=replied,
             keep=False,
-            stop_late=self.settings.federation.late == "drop" or broadcast.round >= self.last,
+            stop_late=self.settings.federation.late == "drop" or number >= self.last,
         )
         self._out = {**self._out, **left}
         self._questions.update({message_id: questions[node] for message_id, node in left.items()})
@@ -366,6 +365,38 @@ class Rounds:
         good.sort(key=lambda r: r.client)
         tally.releases += good
         return good
+
+    def _questions_of(
+        self, phase: Phase, broadcasts: Mapping[int, Broadcast], state: ServerState
+    ) -> dict[int, _Question]:
+        """What is asked of each node and what it may answer; without the payload, which would be kept for long."""
+        return {
+            self.nodes[client]: _Question(
+                client,
+                replace(broadcast, weights={}, arrays={}),
+                phase.client.expects(client, state, self.context),
+            )
+            for client, broadcast in broadcasts.items()
+        }
+
+    def _rehearse(self, phase: Phase, number: int, clients: list[int], tally: _Tally) -> None:
+        """Note the faults that are rehearsed in this exchange."""
+        where = f" in {phase.name}" if len(self.method.phases) > 1 else ""
+        for client, kind in self._plan.told(number, phase.name, clients):
+            tally.rehearsed.append(f"client {client}: {kind}{where}")
+
+    def _contents(self, broadcasts: Mapping[int, Broadcast]) -> dict[int, Any]:
+        """Records by client; those that are sent the same share its bytes."""
+        alike: dict[int, list[int]] = {}
+        for client, broadcast in broadcasts.items():
+            alike.setdefault(id(broadcast), []).append(client)
+        return {
+            client: content
+            for clients in alike.values()
+            for client, content in zip(
+                clients, wire.encode_broadcasts(broadcasts[clients[0]], [self._order(k) for k in clients])
+            )
+        }
 
     def _order(self, client: int) -> wire.Order:
         federation = self.settings.federation

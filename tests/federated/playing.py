@@ -81,10 +81,9 @@ def play(s: SimulateSettings, parts: list[torch.Tensor] | None = None, rounds: i
     state, heard = method.begin(context), []
     for number in range(0 if method.setup else 1, (rounds or method.rounds(s)) + 1):
         for phase in method.phases if number else method.setup:
-            broadcast = phase.broadcast(number, state, context)
             releases = []
-            for who, rows in enumerate(parts):
-                gate = PlainGate(TASK.train.subset(rows))
+            for who, broadcast in phase.broadcasts(number, state, context, range(len(parts))).items():
+                gate = PlainGate(TASK.train.subset(parts[who]))
                 release, memory[who] = phase.client(memory[who], gate, broadcast, client_context(s, who))
                 check_release(release, TASK.info, broadcast, phase.client.expects(who, state, context))
                 releases.append(release)

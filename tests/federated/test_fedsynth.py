@@ -11,9 +11,8 @@ from torch.nn.utils import parameters_to_vector
 from ddfed.errors import ConfigError
 from ddfed.match.adjoint import flat_weights
 from ddfed_federated.flower import wire
-from ddfed_federated.methods.fedsynth import decoded
+from ddfed_federated.methods.fedsynth import decoded, said_by
 from ddfed_federated.parts.local import train_on_records
-from ddfed_federated.parts.replay import replayed
 
 
 def synth(**sections):
@@ -43,7 +42,7 @@ def test_replaying_is_plain_gradient_descent():
     s = synth()
     net = server_context(s).network()
     x, soft = torch.randn(4, 2, 4, 4), torch.randn(4, 3).softmax(1)
-    found = replayed(net, flat_weights(net), x, soft, 0.3, 3)
+    found = said_by(net, flat_weights(net), {"x": x, "soft": soft}, torch.tensor(0.3), 3)
     for _ in range(3):
         loss = -(soft * net(x).log_softmax(1)).sum(1).mean()
         grads = torch.autograd.grad(loss, list(net.parameters()))
@@ -62,10 +61,7 @@ def test_decoding_at_the_client_equals_the_servers_bit_for_bit(codec):
     if codec != "float32":
         assert arrived.set["x"].shape == release.set["x"].shape
     heard = flat(decoded(arrived, state, server_context(s)), s)
-    said = replayed(
-        server_context(s).network(), flat(state.weights, s), release.set["x"], release.set["soft"],
-        float(release.statistics["lr"]), 5,
-    )  # fmt: skip
+    said = said_by(server_context(s).network(), flat(state.weights, s), release.set, release.statistics["lr"], 5)
     if codec == "uint8":
         # A second pass through the codec may move an item by a rounding of float32, never by a level.
         torch.testing.assert_close(heard, said, rtol=1e-5, atol=1e-6)

@@ -219,6 +219,15 @@ def send_nothing(state: ServerState, context: ServerContext) -> Broadcast:
     return Broadcast(0)
 
 
+#: (client, what all are sent, state, context) -> what this client is sent, or None where it is not asked.
+To = Callable[[int, Broadcast, ServerState, ServerContext], Broadcast | None]
+
+
+def to_everybody(client: int, broadcast: Broadcast, state: ServerState, context: ServerContext) -> Broadcast:
+    """All clients are sent the same."""
+    return broadcast
+
+
 @dataclass(frozen=True)
 class Phase:
     """One exchange: broadcast, answers, merge.
@@ -228,15 +237,25 @@ class Phase:
         client: see `ClientPart`.
         server: see `ServerPart`.
         down: what is sent to the clients; round and phase are filled in.
+        to: who is sent it, and what is different for whom; see `To`.
     """
 
     name: str
     client: ClientPart
     server: ServerPart
     down: Down = send_weights
+    to: To = to_everybody
 
     def broadcast(self, number: int, state: ServerState, context: ServerContext) -> Broadcast:
         return replace(self.down(state, context), round=number, phase=self.name)
+
+    def broadcasts(
+        self, number: int, state: ServerState, context: ServerContext, clients: Sequence[int]
+    ) -> dict[int, Broadcast]:
+        """What each of the clients is sent; those that are not asked are left out."""
+        common = self.broadcast(number, state, context)
+        sent = {client: self.to(client, common, state, context) for client in clients}
+        return {client: broadcast for client, broadcast in sent.items() if broadcast is not None}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch.nn.utils import vector_to_parameters
 
 from ddfed.central import check_parts
 from ddfed.distill import distill
-from ddfed.federation import Broadcast, Expectation, Release
+from ddfed.domain import Network
+from ddfed.federation import Arrays, Broadcast, Expectation, Release
 from ddfed.gate import Gate
 from ddfed.match.adjoint import flat_weights
 from ddfed.pool.given import TRAJECTORY
@@ -83,7 +84,7 @@ class Encodes(ClientPart):
         return bool(settings.options.get("feedback", True))
 
     def check(self, context: ServerContext) -> None:
-        check_one_network(context, "sets say how the global model's parameters move")
+        check_one_network(context, "clients train the global weights")
         check_no_buffers(context)
         check_parts(_encoding(context.settings, context.options), context.domain, context.task.info)
 
@@ -114,13 +115,19 @@ class Encodes(ClientPart):
             device=context.device,
         )
         sent, lr = travelling(syn, settings.federation.codec), torch.tensor(float(syn.training["lr"]))  # type: ignore[arg-type]
-        said = replayed(net, before, sent["x"], sent["soft"], float(lr), options.steps) - before
+        said = said_by(net, before, sent, lr, options.steps) - before
         unsaid = (update - said).cpu()
         apart = torch.tensor(float(unsaid.norm() / update.norm().cpu().clamp(min=1e-12)))
         release = context.release(
             broadcast, {"set": sent, "statistics": {"lr": lr, "apart": apart}}, examples=len(data)
         )
         return release, {"unsaid": unsaid} if options.feedback else {}
+
+
+def said_by(net: Network, start: Tensor, items: Arrays, lr: Tensor, steps: int) -> Tensor:
+    """Weights that a set leads to from ``start``: ``steps`` steps of size ``lr``, each on all items."""
+    everything = torch.arange(len(items["x"]))
+    return replayed(net, start, items["x"], items["soft"], lr.repeat(steps), lambda step: everything)
 
 
 @dataclass(frozen=True)
@@ -140,8 +147,7 @@ class Decodes(ServerPart):
 def decoded(release: Release, state: ServerState, context: ServerContext) -> dict[str, Tensor]:
     """The state dict that a client's set leads to from the global weights."""
     net = context.network(state.weights)
-    items, lr = release.set, float(release.statistics["lr"])
-    after = replayed(net, flat_weights(net), items["x"], items["soft"], lr, context.options.steps)
+    after = said_by(net, flat_weights(net), release.set, release.statistics["lr"], context.options.steps)
     vector_to_parameters(after, net.parameters())
     return weights_of(net)
 

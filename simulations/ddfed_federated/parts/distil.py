@@ -64,6 +64,13 @@ class Distils(ClientPart):
             own |= {"steps": 0, **({"init": "random"} if settings.distill.init == "noise" else {})}
         return settings.distill.model_copy(update=own)
 
+    def _known(
+        self, state: ClientState, broadcast: Broadcast, context: ClientContext, held: tuple[int, ...]
+    ) -> Mapping[str, Tensor]:
+        """Stored values to start from instead of real items, by the store's names; empty where there are none."""
+        previous = self.restart_of(context.settings) == "previous"
+        return {k: v for k, v in state.items() if k == "x"} if previous else {}
+
     def check(self, context: ServerContext) -> None:
         settings, info = context.settings, context.task.info
         for name in dict.fromkeys(settings.federation.networks or (settings.distill.network,)):
@@ -90,7 +97,7 @@ class Distils(ClientPart):
             return context.release(broadcast), state
         restart = self.restart_of(settings)
         parts = self._parts(settings, network_name(settings, context.client))
-        previous = {k: v for k, v in state.items() if k == "x"} if restart == "previous" else {}
+        known = self._known(state, broadcast, context, held)
         syn = distill(
             gate,
             context.domain,
@@ -100,11 +107,11 @@ class Distils(ClientPart):
             classes=held,
             center=broadcast.weights or None,
             public=self.knows(broadcast),
-            start=previous or None,
+            start=known or None,
             device=context.device,
         )
         x, y = syn.decoded()
-        seeds = 0 if previous or parts.init == "noise" else len(y)
+        seeds = 0 if known or parts.init == "noise" else len(y)
         counts = gate.counts().tolist()
         tables = {t.name: t(gate, broadcast, context) for t in self.tables}
         release = context.release(

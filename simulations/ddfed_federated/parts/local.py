@@ -205,6 +205,7 @@ def train_on_records(
     streams: Streams,
     device: torch.device,
     *,
+    beside: tuple[Tensor, Tensor] | None = None,
     epochs: int | None = None,
     pull: Pull | None = None,
     row_loss: Callable[[Tensor, Tensor], Tensor] = HardLabels.loss,
@@ -218,6 +219,7 @@ def train_on_records(
         local: how.
         streams: order and the network's own randomness (dropout) hang below these.
         device: that of the network.
+        beside: further rows that train with them, in model space, and their classes.
         epochs: in place of those of ``local``.
         pull: what is added to the loss of every row, scalar; None for nothing.
         row_loss: (what the network shows, classes) -> (rows,).
@@ -229,9 +231,14 @@ def train_on_records(
         return rows if pull is None else rows + pull()
 
     def rows(index: Tensor) -> tuple[Tensor, Tensor]:
-        batch = data.batch(index)
-        return batch.inputs.to(device), batch.classes.to(device)
+        if beside is None:
+            batch = data.batch(index)
+            return batch.inputs.to(device), batch.classes.to(device)
+        batch, others = data.batch(index[index < len(data)]), index[index >= len(data)] - len(data)
+        inputs = torch.cat([batch.inputs, beside[0][others].to(batch.inputs)])
+        return inputs.to(device), torch.cat([batch.classes, beside[1][others].to(batch.classes)]).to(device)
 
+    count = len(data) + (len(beside[1]) if beside else 0)
     protocol = Protocol(
         name="local",
         epochs=local.epochs if epochs is None else epochs,
@@ -243,4 +250,4 @@ def train_on_records(
         drops=(),
     )
     with isolated(streams.seed("noise")):
-        return train(net, rows, len(data), loss, protocol, None, streams, on_epoch=on_epoch)  # type: ignore[arg-type]
+        return train(net, rows, count, loss, protocol, None, streams, on_epoch=on_epoch)  # type: ignore[arg-type]

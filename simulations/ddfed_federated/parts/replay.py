@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +16,10 @@ from ddfed_federated import codecs
 from ddfed_federated.methods.base import ServerContext
 
 
-def replayed(net: Network, start: Tensor, x: Tensor, soft: Tensor, lr: float, steps: int) -> Tensor:
-    """Where ``steps`` steps of gradient descent on the items lead from ``start``, (weights,).
+def replayed(
+    net: Network, start: Tensor, x: Tensor, soft: Tensor, lrs: Tensor, rows: Callable[[int], Tensor]
+) -> Tensor:
+    """Where steps of gradient descent on the items lead from ``start``, (weights,).
 
     The arithmetic is that of the engine that made the items, so both ends of a link get the same bits from the same
     arrays (on one kind of device with one version of torch).
@@ -25,13 +29,12 @@ def replayed(net: Network, start: Tensor, x: Tensor, soft: Tensor, lr: float, st
         start: its parameters one after another, (weights,).
         x: items (m, *item).
         soft: probabilities of the classes, (m, classes).
-        lr: step size.
-        steps: each on all items.
+        lrs: step size of each step, (steps,).
+        rows: positions of the items of a step.
     """
     student = Student(net, lambda logits, wanted: F.cross_entropy(logits, wanted, reduction="none"))
-    everything = Minibatch(torch.arange(len(x)))
-    sizes = start.new_full((steps,), lr)
-    return Unrolled(student, SGD(), x.to(start), soft.to(start), sizes, lambda t: everything).forward(start)[0]
+    run = Unrolled(student, SGD(), x.to(start), soft.to(start), lrs.to(start), lambda t: Minibatch(rows(t)))
+    return run.forward(start)[0]
 
 
 def travelling(syn: SyntheticSet, codec: str) -> dict[str, Tensor]:

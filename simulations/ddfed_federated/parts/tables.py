@@ -120,3 +120,19 @@ class Measures(ClientPart):
         return context.release(
             broadcast, {"statistics": {t.name: t(gate, broadcast, context) for t in self.tables}}
         ), state
+
+
+@dataclass(frozen=True)
+class TellsCounts(ClientPart):
+    """Sends how many rows of each class there are."""
+
+    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
+        return Expectation(("statistics",), statistics={"counts": (context.task.info.num_classes,)})
+
+    def __call__(
+        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
+    ) -> tuple[Release, ClientState]:
+        if not gate.held():
+            return context.release(broadcast), state
+        counts = gate.counts()
+        return context.release(broadcast, {"statistics": {"counts": counts}}, examples=int(counts.sum())), state
