@@ -66,6 +66,7 @@ class Release:
         ledger: what the client says was asked of its records to make this. The server's own statement is made
             of these; it is no more trustworthy than the client.
         phase: of the broadcast that it answers.
+        age: rounds since it was made. The server's own note, where an old release stands in for a missing one.
     """
 
     client: int
@@ -76,6 +77,7 @@ class Release:
     metrics: Mapping[str, float] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
     phase: str = ""
+    age: int = 0
 
     @property
     def set(self) -> Arrays:

@@ -57,7 +57,13 @@ def show_method(name: str, as_json: bool) -> None:
             lambda: click.echo(told(recipe, absent=_missing(component) if component.missing else "")),
         )
         return
-    _show([{**_method(c), **_offer(c)} for c in found], as_json)
+    _show([{**_method(c), **_declared(c), **_offer(c)} for c in found], as_json)
+
+
+def _declared(component: Component) -> dict[str, Any]:
+    """What a federated method's declaration says of itself, where its packages are there to load it."""
+    told = None if component.missing else getattr(component.load(), "described", None)
+    return told() if told else {}
 
 
 @click.group()

@@ -154,6 +154,10 @@ def carried_out(
     return summary
 
 
+#: Lost clients of a round that are named, so that a thousand clients leave a log that can be read.
+_TOLD = 5
+
+
 def _watch(progress: Any, settings: Any, kind: Any) -> Any:
     """Bars: one per method, counting client answers, with accuracy and bytes so far."""
     from ddfed.registry import registry
@@ -177,8 +181,12 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
     def finished(row: Any) -> None:
         sent[row.method] = sent.get(row.method, 0) + row.up + row.down
         progress.update(bar(row.method), completed=row.round * asked, accuracy=row.accuracy, bytes=sent[row.method])
-        for why in row.lost:
+        for why in row.lost[:_TOLD]:
             progress.note(f"{row.method}, round {row.round}: went on without {why}")
+        if len(row.lost) > _TOLD:
+            progress.note(f"{row.method}, round {row.round}: went on without {len(row.lost) - _TOLD} more")
+        if row.stood_in:
+            progress.note(f"{row.method}, round {row.round}: {len(row.stood_in)} old sets stood in")
         if row.note:
             progress.note(f"{row.method}, round {row.round}: {row.note}")
         if row.missing_classes and row.round == 1:

@@ -17,10 +17,12 @@ from torch import Tensor
 from ddfed.errors import ConfigError
 
 
-def mean_gaps(features: Tensor, owners: Tensor, count: int) -> Tensor:
-    """Unbiased squared distance of the mean features of every two owners: linear MMD^2.
+def mean_gap(features: Tensor, owners: Tensor, count: int) -> tuple[float, int]:
+    """Unbiased squared distance of the mean features of two owners (linear MMD^2), added up over all pairs of them.
 
-    |m_i - m_j|^2 - s_i / n_i - s_j / n_j, with s the total variance (n - 1 in the denominator) of an owner's rows.
+    |m_i - m_j|^2 - s_i / n_i - s_j / n_j, with s the total variance (n - 1 in the denominator) of an owner's rows. The
+    sum over ordered pairs of k owners is 2 k sum |m_i - m|^2 - 2 (k - 1) sum s_i / n_i, with m the mean of the means:
+    no matrix of pairs is made, so a thousand owners cost no more than their rows.
 
     Args:
         features: (rows, width).
@@ -28,16 +30,17 @@ def mean_gaps(features: Tensor, owners: Tensor, count: int) -> Tensor:
         count: number of owners.
 
     Returns:
-        (count, count) float64, symmetric; NaN on the diagonal and where an owner has fewer than two rows. May be
-        negative.
+        The sum, which may be negative, and the number of ordered pairs of owners with at least two rows each.
     """
     x = features.double()
     sizes = torch.bincount(owners, minlength=count).double()
     means = x.new_zeros(count, x.shape[1]).index_add_(0, owners, x) / sizes.clamp(min=1)[:, None]
     squares = x.new_zeros(count).index_add_(0, owners, (x - means[owners]).square().sum(1))
-    errors = torch.where(sizes > 1, squares / (sizes - 1).clamp(min=1) / sizes.clamp(min=1), torch.nan)
-    gaps = torch.cdist(means, means, compute_mode="donot_use_mm_for_euclid_dist").square()
-    return (gaps - errors[:, None] - errors).fill_diagonal_(torch.nan)
+    enough = sizes > 1
+    means, errors = means[enough], (squares / (sizes - 1) / sizes)[enough]
+    known = len(means)
+    apart = (means - means.mean(0)).square().sum()
+    return float(2 * known * apart - 2 * (known - 1) * errors.sum()) if known > 1 else 0.0, known * (known - 1)
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
@@ -81,14 +84,14 @@ def feature_heterogeneity(features: Tensor, labels: Tensor, owners: Tensor, clie
         Plain floats by name; None where no pair or client has enough rows, or features do not vary.
     """
     classes = [torch.nonzero(labels == c).flatten() for c in labels.unique()]
-    gaps = [mean_gaps(features[rows], owners[rows], clients) for rows in classes]
+    gaps = [mean_gap(features[rows], owners[rows], clients) for rows in classes]
     enough = [features[owners == k] for k in range(clients)]
     apart = [frechet(mine, features) for mine in enough if len(mine) > 1]
     within, total = (_variance(features, groups) for groups in (classes, [torch.arange(len(features))]))
     return {
-        "feature_class_gap": _share(torch.stack(gaps) if gaps else torch.empty(0), within),
-        "feature_mmd": _share(mean_gaps(features, owners, clients), total),
-        "feature_frechet": _share(torch.tensor(apart, dtype=torch.float64), total),
+        "feature_class_gap": _share(sum(gap for gap, _ in gaps), sum(pairs for _, pairs in gaps), within),
+        "feature_mmd": _share(*mean_gap(features, owners, clients), total),
+        "feature_frechet": _share(sum(apart), len(apart), total),
     }
 
 
@@ -98,6 +101,5 @@ def _variance(features: Tensor, groups: list[Tensor]) -> float:
     return squares / max(1, len(features) - len(groups))
 
 
-def _share(values: Tensor, variance: float) -> float | None:
-    known = values[~values.isnan()]
-    return float(known.mean()) / variance if len(known) and variance > 0 else None
+def _share(total: float, count: int, variance: float) -> float | None:
+    return total / count / variance if count and variance > 0 else None

@@ -53,7 +53,11 @@ class Partition:
     @property
     def shares(self) -> list[Tensor]:
         """What each client holds, as `RealData.within` takes it."""
-        return [torch.from_numpy(part) for part in (self.parts if self.units is None else self.units)]
+        return [self.share(client) for client in range(self.clients)]
+
+    def share(self, client: int) -> Tensor:
+        """What one client holds, as `RealData.within` takes it."""
+        return torch.from_numpy((self.parts if self.units is None else self.units)[client])
 
     @property
     def clients(self) -> int:

@@ -24,6 +24,8 @@ from ddfed_federated.skew import seen_by
 
 #: Rows looked at: of one client at most, and of all together about.
 ROWS_OF_CLIENT, ROWS_OF_ALL = 256, 2560
+#: Rows that a network sees at once: activations of a wide one take more memory than the data.
+_CHUNK = 100
 
 #: Seed of the network that features are taken from. Constant, so that splits of different runs compare.
 REFERENCE_SEED = 20_260_101
@@ -75,7 +77,7 @@ def measured_sets(context: ServerContext, union: Mapping[str, Any], clients: int
     counts.index_put_((owners, union["y"]), torch.ones(len(owners), dtype=torch.int64), accumulate=True)
     with torch.no_grad():
         net = _reference(context)
-        features = torch.cat([net.embed(part.to(context.device)).cpu() for part in union["x"].split(500)])
+        features = torch.cat([net.embed(part.to(context.device)).cpu() for part in union["x"].split(_CHUNK)])
     return {**heterogeneity(counts.numpy(), enough=1), **feature_heterogeneity(features, union["y"], owners, clients)}
 
 
@@ -96,14 +98,14 @@ def _reference(context: ServerContext) -> Network:
 
 def _features(net: Network, data: RealData) -> Tensor:
     with torch.no_grad():
-        parts = data.passes(torch.arange(len(data)), 500)
+        parts = data.passes(torch.arange(len(data)), _CHUNK)
         return torch.cat([net.embed(data.batch(part).inputs.to(_device(net))).cpu() for part in parts])
 
 
 def _gradient(net: Network, data: RealData) -> Tensor:
     """Of the mean cross-entropy of the rows, at the network's weights, flat."""
     net.eval().zero_grad()
-    for part in data.passes(torch.arange(len(data)), 500):
+    for part in data.passes(torch.arange(len(data)), _CHUNK):
         batch = data.batch(part)
         logits = net(batch.inputs.to(_device(net)))
         (F.cross_entropy(logits, batch.classes.to(logits.device), reduction="sum") / len(data)).backward()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -274,11 +274,18 @@ def federated_page(summary: Mapping[str, Any], domain: Domain, syn: SyntheticSet
     return page
 
 
+def _in_short(told: Sequence[str], most: int = 5) -> str:
+    """The first of many remarks, and how many there are."""
+    return ", ".join(told[:most]) + (f", ... ({len(told)} in all)" if len(told) > most else "")
+
+
 def _ledger_row(row: Mapping[str, Any]) -> list[Any]:
     up = row["bytes_up"]
     missing = (
         f"classes nobody released: {', '.join(map(str, row['missing_classes']))}" if row["missing_classes"] else ""
     )
+    rehearsed = f"rehearsed: {_in_short(row['rehearsed'])}" if row["rehearsed"] else ""
+    old = f"old sets stood in (client: age): {_in_short(row['stood_in'])}" if row["stood_in"] else ""
     return [
         row["round"],
         row["asked"],
@@ -286,5 +293,5 @@ def _ledger_row(row: Mapping[str, Any]) -> list[Any]:
         *(human_bytes(up[k]) if up[k] else "-" for k in ("weights", "items", "labels", "statistics", "control")),
         human_bytes(sum(row["bytes_down"].values())),
         row["real_seeds"],
-        "; ".join(filter(None, [row["note"], missing])),
+        "; ".join(filter(None, [row["note"], missing, rehearsed, old])),
     ]

@@ -18,15 +18,17 @@ from ddfed.data import Task
 from ddfed.domain import Domain
 from ddfed.errors import FederationError, ReleaseError
 from ddfed.evaluate import accuracy
-from ddfed.federation import Broadcast, Release, check_release, coverage
+from ddfed.federation import Broadcast, Expectation, Release, check_release, coverage
 from ddfed.ledger import Ledger
 from ddfed.registry import registry
-from ddfed.seeds import Streams
+from ddfed_federated.cohort import drawn_clients
+from ddfed_federated.faults import FaultPlan
 from ddfed_federated.flower import wire
 from ddfed_federated.flower.loop import collect, still_out
 from ddfed_federated.methods import FederatedMethod, Phase, ServerContext, ServerState
 from ddfed_federated.parts.union import items_of
 from ddfed_federated.settings import SimulateSettings, options_of
+from ddfed_federated.standins import Shelf
 from ddfed_federated.targets import Targets
 
 #: What no client needs to know; leaving it out also makes the bytes the same on every back end.
@@ -38,7 +40,10 @@ _SERVER_ONLY: Any = {
     "forget": True,
     "server": True,
     "run": {"out", "name", "threads", "checkpoint_every"},
-    "federation": {"backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"},
+    "federation": {
+        *("backend", "workers", "ray_address", "server_threads", "deadline_s", "min_replies"),
+        *("late", "absent", "reuse_age", "reuse_decay"),
+    },
 }
 
 
@@ -62,7 +67,9 @@ class RoundRow:
         seconds: wall time of the round.
         client_seconds: longest and total compute time of clients.
         note: anything a reader must know, such as a skipped round.
-        ledger: what the clients of the merged releases say was asked of their records.
+        ledger: what the clients of the valid releases say was asked of their records.
+        rehearsed: ``client: kind`` of the faults that were rehearsed; see `ddfed_federated.faults`.
+        stood_in: ``client: age`` of old sets that stood in for missing ones; see `ddfed_federated.standins`.
         told: accuracies of other models of the round, in [0, 1], by name; see `FederatedMethod.beside`.
     """
 
@@ -81,6 +88,8 @@ class RoundRow:
     client_seconds: tuple[float, float] = (0.0, 0.0)
     note: str = ""
     ledger: tuple[dict[str, Any], ...] = ()
+    rehearsed: tuple[str, ...] = ()
+    stood_in: tuple[str, ...] = ()
     told: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -96,7 +105,7 @@ class RoundRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> RoundRow:
-        lists = ("lost", "missing_classes", "client_seconds", "ledger")
+        lists = ("lost", "missing_classes", "client_seconds", "ledger", "rehearsed", "stood_in")
         fields: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in row.items()}
         return cls(**fields)
 
@@ -131,12 +140,14 @@ class Rounds:
 
     def __post_init__(self) -> None:
         self.method: FederatedMethod = registry().load("federated", self.settings.method)
-        self.streams = Streams(self.settings.run.seed)
         options = None if self.method.control else options_of(self.settings)
         self.context = ServerContext.of(self.settings, self.domain, self.task, options)
         self._client_settings = self.settings.model_dump_json(exclude=_SERVER_ONLY)
         self._seeds: dict[int, int] = {}
+        self._plan = FaultPlan.of(self.settings)
+        self._shelf = Shelf(self.settings)
         self._out: dict[str, int] = {}
+        self._questions: dict[str, _Question] = {}
         self._memories: dict[int, dict[str, Tensor]] = {}
 
     def begin(self) -> ServerState:
@@ -153,6 +164,7 @@ class Rounds:
         """Take over what `remember` gave."""
         self._seeds = {int(k): int(v) for k, v in memory["seeds"]}
         self._memories = {int(k): dict(v) for k, v in memory["clients"]}
+        self._shelf.resume(memory["shelf"])
         if self._memories:
             self._remind(self._memories)
 
@@ -166,6 +178,7 @@ class Rounds:
         return {
             "seeds": [[k, v] for k, v in sorted(self._seeds.items())],
             "clients": [[k, v] for k, v in sorted(self._memories.items())],
+            "shelf": self._shelf.remember(),
         }
 
     def _remind(self, memories: Mapping[int, Mapping[str, Tensor]]) -> None:
@@ -207,11 +220,9 @@ class Rounds:
         """
         federation = self.settings.federation
         share = 1.0 if everyone else federation.participation
-        wanted = max(1, round(share * federation.clients))
-        drawn = self.streams.numpy("participants", number).permutation(federation.clients)[:wanted]
-        self._out = still_out(self.grid, self._out)
+        drawn = drawn_clients(self.settings.run.seed, number, federation.clients, share)
         busy = set(self._out.values())
-        return sorted(k for k in drawn.tolist() if k in self.nodes and self.nodes[k] not in busy)
+        return [k for k in drawn if k in self.nodes and self.nodes[k] not in busy]
 
     def whole(self) -> tuple[ServerState, list[RoundRow]]:
         """All rounds from the beginning, without a checkpoint."""
@@ -228,6 +239,8 @@ class Rounds:
         """Let the method forget, with all clients; a row for each round that this takes."""
         how = self.method.forgets
         assert how is not None
+        # What is forgotten must not stand in for anybody.
+        self._shelf = Shelf(self.settings)
         state, rows = how.begin(state, targets, self.context), []
         for name in how.rounds(self.context):
             state, row = self._hold(state, state.round + 1, (self.method.phase(name),), everyone=True)
@@ -246,8 +259,9 @@ class Rounds:
         self, before: ServerState, number: int, phases: tuple[Phase, ...], everyone: bool = False
     ) -> tuple[ServerState, RoundRow]:
         begun = time.perf_counter()
-        asked = self.participants(number, everyone)
         tally, state, note = _Tally(), before, ""
+        self._take_late(number, tally)
+        asked = self.participants(number, everyone)
         clients, releases = asked, list[Release]()
         for phase in phases:
             state, releases, note = self._exchange(phase, number, state, clients, tally)
@@ -255,10 +269,13 @@ class Rounds:
                 # What earlier phases merged is undone: a round counts whole or not at all.
                 state = before
                 break
-            # Who was not asked in this phase may be in the next.
-            clients = [k for k in clients if k not in tally.lost]
+            # Who was not asked in this phase may be in the next; who was asked in vain is not.
+            missing = set(tally.asked) - {r.client for r in releases}
+            clients = [k for k in clients if k not in missing]
         state = replace(state, round=number)
-        self._count_seeds(tally.releases)
+        if not note:
+            self._shelf.settle(number, [*tally.releases, *tally.stand_ins])
+        self._count_seeds(tally.heard)
         self._recall(asked)
         row = RoundRow(
             method=self.method.name,
@@ -267,15 +284,17 @@ class Rounds:
             asked=len(asked),
             releases=len(releases),
             lost=tuple(f"client {k}: {why}" for k, why in sorted(tally.lost.items())),
-            items=sum(r.items for r in tally.releases),
-            missing_classes=self._missing(phases, tally.releases),
+            items=sum(r.items for r in (*tally.releases, *tally.stand_ins)),
+            missing_classes=self._missing(phases, [*tally.releases, *tally.stand_ins]),
             bytes_up=tally.up,
             bytes_down=tally.down,
             real_seeds=sum(self._seeds.values()),
             seconds=round(time.perf_counter() - begun, 3),
-            client_seconds=_client_seconds(tally.releases),
+            client_seconds=_client_seconds(tally.heard),
             note=note,
-            ledger=tuple(_merged(tally.releases).to_json()),
+            ledger=tuple(_merged(tally.heard).to_json()),
+            rehearsed=tuple(tally.rehearsed),
+            stood_in=tuple(f"client {r.client}: {r.age}" for r in tally.stand_ins),
             told={} if note else self._told(releases),
         )
         self.progress.finished(row)
@@ -291,22 +310,26 @@ class Rounds:
     ) -> tuple[ServerState, list[Release], str]:
         """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
         broadcasts = phase.broadcasts(number, state, self.context, clients)
+        tally.asked = tuple(broadcasts)
         if not broadcasts:
             return state, [], f"skipped: none of the round's clients has a part in {phase.name!r}"
-        replies = self._ask(broadcasts, tally)
-        releases = self._screen(phase, broadcasts, state, replies, tally)
+        releases = self._ask(phase, broadcasts, state, tally)
         needed = self.settings.federation.min_replies
         if len(broadcasts) < len(clients):
             needed = min(needed, len(broadcasts))
         if len(releases) < needed:
             return state, releases, f"skipped: {len(releases)} valid releases, {needed} needed"
-        useful = [r for r in releases if r.payload]
+        old = self._shelf.stand_ins(phase.name, number, releases, self.task.info.num_classes)
+        useful = sorted([*(r for r in releases if r.payload), *old], key=lambda r: r.client)
         if not useful:
             return state, releases, "skipped: nobody had anything to release"
+        tally.stand_ins += old
         return phase.server(state, useful, self.context), releases, ""
 
-    def _ask(self, broadcasts: Mapping[int, Broadcast], tally: _Tally) -> dict[int, Any]:
-        """Send each client its broadcast and wait; replies by client."""
+    def _ask(
+        self, phase: Phase, broadcasts: Mapping[int, Broadcast], state: ServerState, tally: _Tally
+    ) -> list[Release]:
+        """Send each its broadcast, wait, and screen what comes as it comes; valid releases in order of client."""
         from flwr.app import Message
 
         contents, messages = self._contents(broadcasts), []
@@ -321,16 +344,38 @@ class Rounds:
                     group_id=str(number),
                 )
             )
-        client_of = {self.nodes[client]: client for client in broadcasts}
-        replies, left = collect(
+        questions = {
+            self.nodes[client]: _Question(
+                client,
+                replace(broadcast, weights={}, arrays={}),
+                phase.client.expects(client, state, self.context),
+            )
+            for client, broadcast in broadcasts.items()
+        }
+        good: list[Release] = []
+
+        def replied(done: int, total: int, reply: Any) -> None:
+            release = self._screen(questions[reply.metadata.src_node_id], reply, tally)
+            good.extend([release] if release is not None else [])
+            self.progress.replied(self.method.name, number, done, total)
+
+        several = len(self.method.phases) > 1
+        for client, kind in self._plan.told(number, phase.name, list(broadcasts)):
+            tally.rehearsed.append(f"client {client}: {kind}" + (f" in {phase.name}" if several else ""))
+        _, left = collect(
             self.grid,
             messages,
             timeout=self.settings.federation.deadline_s,
-            on_reply=lambda done, total, _: self.progress.replied(self.method.name, number, done, total),
+            on_reply=replied,
+            keep=False,
+            stop_late=self.settings.federation.late == "drop" or number >= self.last,
         )
         self._out = {**self._out, **left}
-        tally.lost.update({client_of[node]: "no answer before the deadline" for node in left.values()})
-        return {client_of[reply.metadata.src_node_id]: reply for reply in replies}
+        self._questions.update({message_id: questions[node] for message_id, node in left.items()})
+        tally.lost.update({questions[node].client: "no answer before the deadline" for node in left.values()})
+        good.sort(key=lambda r: r.client)
+        tally.releases += good
+        return good
 
     def _contents(self, broadcasts: Mapping[int, Broadcast]) -> dict[int, Any]:
         """Records by client; those that are sent the same share its bytes."""
@@ -357,34 +402,39 @@ class Rounds:
             limit_s=(federation.deadline_s or 0.0) if federation.backend == "ray" else 0.0,
         )
 
-    def _screen(
-        self,
-        phase: Phase,
-        broadcasts: Mapping[int, Broadcast],
-        state: ServerState,
-        replies: Mapping[int, Any],
-        tally: _Tally,
-    ) -> list[Release]:
-        """Valid releases in order of client; who was refused goes to the tally with the reason."""
-        good = []
-        for client, reply in sorted(replies.items()):
-            if reply.has_error():
-                tally.lost[client] = wire.error_text(reply)
-                continue
-            # Garbage used the link too.
-            _add_bytes(tally.up, wire.payload_bytes(reply.content))
-            try:
-                release = wire.decode_release(reply.content)
-                if release.client != client:
-                    raise ReleaseError(f"client {client} signed its release as client {release.client}")
-                expected = phase.client.expects(client, state, self.context)
-                check_release(release, self.task.info, broadcasts[client], expected)
-            except ReleaseError as error:
-                tally.lost[client] = str(error)
-                continue
-            good.append(release)
-        tally.releases += good
-        return good
+    def _screen(self, question: _Question, reply: Any, tally: _Tally, late: bool = False) -> Release | None:
+        """The release, if it is valid and in time; otherwise the tally gets the reason."""
+        client = question.client
+        if reply.has_error():
+            tally.lost[client] = wire.error_text(reply)
+            return None
+        # Garbage used the link too.
+        _add_bytes(tally.up, wire.payload_bytes(reply.content))
+        try:
+            release = wire.decode_release(reply.content)
+            if release.client != client:
+                raise ReleaseError(f"client {client} signed its release as client {release.client}")
+            check_release(release, self.task.info, question.broadcast, question.expected)
+        except ReleaseError as error:
+            tally.lost[client] = str(error)
+            return None
+        if self._plan.at(release.round, release.phase, client).name == "late":
+            tally.lost[client], late = "its release came when the round was over (rehearsed)", True
+        self._shelf.keep(release, late)
+        tally.late += [release] if late else []
+        return None if late else release
+
+    def _take_late(self, number: int, tally: _Tally) -> None:
+        """Take in what came since the last round; who is still at work on an older one is given up."""
+        self._out = still_out(
+            self.grid, self._out, lambda i, reply: self._screen(self._questions[i], reply, tally, late=True)
+        )
+        discard = getattr(self.grid, "discard", None)
+        if discard is not None:
+            stale = [i for i in self._out if self._questions[i].broadcast.round < number - 1]
+            discard(stale)
+            self._out = {i: node for i, node in self._out.items() if i not in stale}
+        self._questions = {i: self._questions[i] for i in self._out}
 
     def _count_seeds(self, releases: list[Release]) -> None:
         """Real records handed out so far as starting values: a fixed choice counts once, fresh ones add up.
@@ -416,6 +466,31 @@ class _Tally:
     down: dict[str, int] = field(default_factory=lambda: dict.fromkeys(wire.SPENT, 0))
     lost: dict[int, str] = field(default_factory=dict)
     releases: list[Release] = field(default_factory=list)
+    late: list[Release] = field(default_factory=list)
+    stand_ins: list[Release] = field(default_factory=list)
+    rehearsed: list[str] = field(default_factory=list)
+    #: clients that were sent the broadcast of the phase at hand
+    asked: tuple[int, ...] = ()
+
+    @property
+    def heard(self) -> list[Release]:
+        """All valid releases that came, in time or not: their records were used."""
+        return sorted([*self.releases, *self.late], key=lambda r: r.client)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What an answer is held against.
+
+    Args:
+        client: who was asked.
+        broadcast: round and phase; what it carried is not kept.
+        expected: see `Expectation`.
+    """
+
+    client: int
+    broadcast: Broadcast
+    expected: Expectation
 
 
 def _merged(releases: list[Release]) -> Ledger:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ddfed.config import Layer, Resolved, resolve
 from ddfed.errors import ConfigError, one_of
@@ -21,6 +21,7 @@ from ddfed.settings import (
     without_foreign_options,
 )
 from ddfed_federated.codecs import codec_name
+from ddfed_federated.faults import FaultPlan, check_plan, parse_fault, shares_of
 from ddfed_federated.targets import Targets
 
 
@@ -78,6 +79,16 @@ class FederationSettings(Settings):
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an asked client drops out of a round")
     min_replies: int = Field(1, ge=1, description="a round with fewer valid releases is skipped")
     deadline_s: float | None = Field(None, gt=0, description="seconds after which a round goes on without the missing")
+    late: Literal["drop", "use"] = Field(
+        "drop", description="a set that comes after the deadline: drop it, or use it in the next round"
+    )
+    absent: Literal["drop", "reuse"] = Field(
+        "drop", description="clients without a release in a round: go on without them, or reuse their last sets"
+    )
+    reuse_age: int = Field(3, ge=1, description="rounds after which a set is too old to be reused")
+    reuse_decay: float = Field(
+        1.0, gt=0, le=1, description="weight of an old set's items, to the power of its age in rounds"
+    )
     restart: Literal["same", "fresh", "previous"] = Field(
         "same",
         description="where a client's set starts each round: the same real items, fresh ones, or its last set",
@@ -85,6 +96,10 @@ class FederationSettings(Settings):
     codec: str = Field("float32", description="float32, float16 or uint8 items on the wire")
     backend: str = Field("inprocess", description="where it runs: inprocess or ray")
     workers: int = Field(0, ge=0, description="inprocess: client processes; 0 runs clients one after another")
+    batched: bool = Field(
+        False,
+        description="without workers: clients train locally in cohorts, one batched call for several networks",
+    )
     client_threads: int = Field(1, ge=1, description="torch threads of a client; part of the numbers")
     server_threads: int = Field(1, ge=1, description="torch threads of the server; part of the numbers")
     ray_address: str = Field("", description="join a running Ray cluster instead of starting one")
@@ -92,8 +107,23 @@ class FederationSettings(Settings):
         (), description="networks that clients train, dealt in turn; empty for distill.network at every client"
     )
     faults: tuple[str, ...] = Field(
-        (), description="rehearsed faults 'ROUND:CLIENT:KIND' with raise, nan, shape, labels, exit or hang"
+        (), description="rehearsed faults 'ROUND:CLIENT:KIND', * for every round or client: drop, crash, late, nan, ..."
     )
+    fault_rates: dict[str, float] = Field(
+        default_factory=dict,
+        description="probability of each kind of rehearsed fault, such as crash = 0.1; groups: garbage, byzantine",
+    )
+    fault_delay_s: float = Field(1.0, gt=0, description="mean seconds that a client with fault 'delay' waits")
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether clients work one after another in the server's own process."""
+        return self.backend == "inprocess" and not self.workers
+
+    @property
+    def rates_of_faults(self) -> dict[str, float]:
+        """`fault_rates`, with `dropout` as the rate of drops."""
+        return {**({"drop": self.dropout} if self.dropout else {}), **self.fault_rates}
 
     without: tuple[str, ...] = Field(
         (), description="left out from the beginning: client=3 (has no records), class=7 (no client has any of it)"
@@ -109,13 +139,15 @@ class FederationSettings(Settings):
     @classmethod
     def _known_faults(cls, faults: tuple[str, ...]) -> tuple[str, ...]:
         for fault in faults:
-            parts = fault.split(":")
-            if len(parts) != 3 or not (parts[0].isdigit() and parts[1].isdigit()) or parts[2] not in FAULTS:
-                raise ValueError(f"{fault!r} is not ROUND:CLIENT:KIND with KIND one of {', '.join(FAULTS)}")
+            parse_fault(fault)
         return faults
 
-
-FAULTS = ("raise", "nan", "shape", "labels", "exit", "hang")
+    @model_validator(mode="after")
+    def _possible_rates(self) -> FederationSettings:
+        if self.dropout and "drop" in self.fault_rates:
+            raise ValueError("dropout is the rate of fault 'drop': set one of dropout and fault_rates.drop, not both")
+        shares_of(self.rates_of_faults)
+        return self
 
 
 class SimulateSettings(Settings):
@@ -305,13 +337,17 @@ def _check(settings: SimulateSettings) -> None:
             f"the server trains on all clients' items at once, and a set made in {settings.distill.stages.count} "
             f"stages must be trained on stage by stage. Set distill.stages.count = 1."
         )
-    serial = federation.backend == "inprocess" and federation.workers == 0
-    for fault in federation.faults:
-        kind = fault.rsplit(":", 1)[1]
-        if kind == "exit" and serial:
-            raise ConfigError(f"fault {fault!r} would end this process: set federation.workers to 1 or more")
-        if kind == "hang" and (serial or federation.deadline_s is None):
-            raise ConfigError(f"fault {fault!r} never answers: set federation.deadline_s and federation.workers")
+    check_plan(FaultPlan.of(settings), federation)
+    if federation.batched and not federation.in_turn:
+        raise ConfigError(
+            "clients train in cohorts where they work one after another in one process: set federation.batched to "
+            "false, or federation.backend to 'inprocess' and federation.workers to 0"
+        )
+    if federation.late == "use" and federation.deadline_s and federation.in_turn:
+        raise ConfigError(
+            "clients that work one after another are not late but not asked yet: set federation.workers, or rehearse "
+            "with the fault 'late' and without federation.deadline_s"
+        )
 
 
 def _check_forgetting(settings: SimulateSettings) -> None:

@@ -23,6 +23,8 @@ from ddfed.registry import registry
 from ddfed.seeds import Streams
 from ddfed.space import Space
 from ddfed_federated import partition as partitions
+from ddfed_federated.cohort import Cohorts
+from ddfed_federated.faults import FaultPlan, Kind
 from ddfed_federated.methods import ClientContext
 from ddfed_federated.settings import SimulateSettings, options_of
 from ddfed_federated.skew import seen_by
@@ -72,16 +74,17 @@ def _load_partition(data_json: str, scheme_json: str, seed: int) -> partitions.P
 
 
 def load_share(settings: SimulateSettings, client: int) -> RealData:
-    """What a client holds, as it sees it.
+    """What a client holds, as it sees it, without what is left out of the run.
 
     Raises:
         ConfigError: no such client.
     """
     _, task = load_task(settings)
-    shares = load_partition(settings).shares
-    if not 0 <= client < len(shares):
-        raise ConfigError(f"partition id {client} is outside 0 to {len(shares) - 1}")
-    return seen_by(client, task.train.within(shares[client]), settings)
+    partition = load_partition(settings)
+    if not 0 <= client < partition.clients:
+        raise ConfigError(f"partition id {client} is outside 0 to {partition.clients - 1}")
+    seen = seen_by(client, task.train.within(partition.share(client)), settings)
+    return Targets.parse(settings.federation.without).without(seen, client)
 
 
 def answer(
@@ -102,7 +105,7 @@ def answer(
     settings = SimulateSettings.model_validate_json(settings_json)
     method = registry().load("federated", settings.method)
     domain, task = load_task(settings)
-    data = Targets.parse(settings.federation.without).without(load_share(settings, client), client)
+    data = load_share(settings, client)
     # Its own chunk and ledger; the scope keeps clients apart for the accountant.
     gate = PlainGate(data, scope=f"client {client}", chunk=settings.distill.chunk)
     streams = Streams(settings.run.seed).child("client", client)
@@ -110,50 +113,36 @@ def answer(
     options = None if method.control else options_of(settings)
     # A client judges its own model on test rows as it sees its own rows.
     test = seen_by(client, task.test, settings) if method.personal else task.test
-    context = ClientContext(client, settings, domain, streams, options, resolve_device(settings.run.device), test)
-    fault = _fault(settings, broadcast.round, client)
-    if fault:
-        _before(fault, client)
+    cohorts = _cohorts(settings) if settings.federation.batched else None
+    device = resolve_device(settings.run.device)
+    context = ClientContext(client, settings, domain, streams, options, device, test, cohorts)
+    fault = _fault(settings, broadcast, client)
+    scene = FaultPlan.of(settings).scene(client, settings.federation.clients, task.info.num_classes, broadcast)
+    fault.before(scene)
     remembered = {k.partition("/")[2]: v for k, v in state.items() if k.startswith(f"{method.name}/")}
     begun = time.perf_counter()
     release, new = method.phase(broadcast.phase).client(remembered, gate, broadcast, context)
     seconds = time.perf_counter() - begun
     release = dataclasses.replace(release, metrics={**release.metrics, "seconds": seconds}, ledger=gate.ledger)
     others = {k: v for k, v in state.items() if not k.startswith(f"{method.name}/")}
-    return _after(fault, release), {**others, **{f"{method.name}/{k}": v for k, v in new.items()}}
+    return fault.after(release, scene), {**others, **{f"{method.name}/{k}": v for k, v in new.items()}}
 
 
-def _fault(settings: SimulateSettings, number: int, client: int) -> str:
-    """The rehearsed fault of this client in this round, if any."""
-    for fault in settings.federation.faults:
-        at, who, kind = fault.split(":")
-        if (int(at), int(who)) == (number, client):
-            return kind
-    dropout = settings.federation.dropout
-    if dropout and Streams(settings.run.seed).numpy("dropout", number, client).random() < dropout:
-        return "raise"
-    return ""
+def _cohorts(settings: SimulateSettings) -> Cohorts:
+    sizes = load_partition(settings).counts.sum(axis=1).tolist()
+    return Cohorts(settings, lambda client: load_share(settings, client), sizes)
 
 
-def _before(fault: str, client: int) -> None:
-    if fault == "raise":
-        raise RuntimeError(f"client {client} dropped out (rehearsed)")
-    if fault == "exit":
-        os._exit(1)
-    if fault == "hang":
-        time.sleep(3600)
+def _fault(settings: SimulateSettings, broadcast: Broadcast, client: int) -> Kind:
+    """The rehearsed fault of this client in this phase.
 
-
-def _after(fault: str, release: Release) -> Release:
-    if fault not in ("nan", "shape", "labels") or not release.payload:
-        return release
-    payload = {kind: {k: v.clone() for k, v in arrays.items()} for kind, arrays in release.payload.items()}
-    first = next(iter(payload.values()))
-    name = next(iter(first))
-    if fault == "nan":
-        first[name].view(-1)[0] = float("nan")
-    elif fault == "shape":
-        first[name] = first[name].flatten(1)[:, :-1]
-    elif "set" in payload:
-        payload["set"]["y"] = payload["set"]["y"] + 1000
-    return dataclasses.replace(release, payload=payload)
+    Raises:
+        ConfigError: this is no simulation: nobody rehearses faults on other people's machines.
+    """
+    kind = FaultPlan.of(settings).at(broadcast.round, broadcast.phase, client)
+    if kind.name and os.environ.get("DDFED_SIMULATION") != "1":
+        raise ConfigError(
+            f"fault {kind.name!r} is rehearsed in simulations only; leave federation.faults, fault_rates "
+            f"and dropout alone in a deployment"
+        )
+    return kind

@@ -124,3 +124,17 @@ def test_scenarios_are_settings_files_too(path):
     central = layer.values["method"] in registry().names("recipe")
     settings = (resolve_distill if central else resolve_simulate)([layer]).settings
     assert settings.data.dataset in path.name
+
+
+def test_every_federated_method_has_a_line_and_its_page_or_a_shared_one():
+    from ddfed.registry import registry
+
+    folder = ROOT / "docs/federated"
+    index, shared = (folder / "index.md").read_text(), (folder / "averaging.md").read_text()
+    for component in registry().of_kind("federated"):
+        if component.plugin != "federated":
+            continue
+        assert f"`{component.name}`" in index, component.name
+        own = (folder / f"{component.name}.md").exists()
+        control = component.load().control
+        assert own or control or f"`{component.name}`" in shared, f"docs/federated/{component.name}.md"

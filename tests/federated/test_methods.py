@@ -119,7 +119,7 @@ def test_count_weighting_equals_repeating_rows():
         {"y": torch.tensor([0, 0, 1]), "counts": [20, 5]},
         {"y": torch.tensor([0, 1, 1]), "counts": [10, 40]},
     ]
-    weight = _weights(sets, settings(server={"weighting": "count"}).server)
+    weight = _weights(sets, settings(server={"weighting": "count"}))
     assert weight.mean() == pytest.approx(1)
     expected = np.array([10, 10, 5, 10, 20, 20])
     np.testing.assert_allclose(weight.numpy() / weight.numpy()[2], expected / 5, rtol=1e-6)

@@ -88,7 +88,7 @@ def _limit(seconds: float) -> Iterator[None]:
     Ray can neither cancel a call of an actor nor tell Flower to; without this a client that never answers
     takes a worker with it for the rest of the run.
     """
-    if seconds <= 0 or not _in_ray_actor():
+    if seconds <= 0 or not in_ray_actor():
         yield
         return
     timer = threading.Timer(seconds, os._exit, (70,))
@@ -100,7 +100,8 @@ def _limit(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _in_ray_actor() -> bool:
+def in_ray_actor() -> bool:
+    """Whether this process is an actor of Ray, which replaces it when it ends."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None
 

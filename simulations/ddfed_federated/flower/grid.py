@@ -28,6 +28,8 @@ from ddfed_federated.flower.pool import Job, WorkerPool, handle
 _RUN_ID = 1
 #: Node ids must not look like partition ids: code that mixes them up should fail at once.
 _FIRST_NODE = 1000
+#: Messages with the pool for each worker: one that it works on and the next. More would only fill the memory.
+_QUEUED = 2
 
 
 @dataclass
@@ -36,14 +38,14 @@ class _Open:
 
     Args:
         node: whom it was sent to.
-        message: serialised.
+        message: as sent; serialised when its turn comes, since arrays are shared among messages and bytes are not.
         job: the pool's, once it is there.
         reply: serialised, once there is one.
         silent: nothing will ever come.
     """
 
     node: int
-    message: bytes
+    message: Message
     job: Job | None = None
     reply: bytes | None = None
     silent: bool = False
@@ -70,7 +72,7 @@ class LocalGrid(Grid):
 
     Attributes:
         offline: nodes that get messages and never answer; for tests and drop-out studies.
-        sent_bytes: serialised messages pushed, metadata included.
+        sent_bytes: serialised messages that clients were given, metadata included.
         recv_bytes: serialised replies pulled.
         poll: seconds between two looks that `loop.collect` should leave.
     """
@@ -98,6 +100,7 @@ class LocalGrid(Grid):
         self.poll = 0.005
         self._app = app
         self._pool = WorkerPool(str(app), min(workers, clients), client_threads) if workers else None
+        self._workers = min(workers, clients)
         self._run = Run.create_empty(_RUN_ID)
         self._contexts = {_FIRST_NODE + i: self._fresh(i, clients) for i in range(clients)}
         self._ids = itertools.count(1)
@@ -141,26 +144,23 @@ class LocalGrid(Grid):
                 continue
             message_id = f"m{next(self._ids)}"
             message.metadata.__dict__["_message_id"] = message_id
-            data = message_to_proto(message).SerializeToString()
-            self.sent_bytes += len(data)
-            self._open[message_id] = _Open(node, data, silent=node in self.offline)
+            self._open[message_id] = _Open(node, message, silent=node in self.offline)
             ids.append(message_id)
         self._advance()
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Replies that are there; serially, let the next client of ``message_ids`` work first."""
-        wanted = [i for i in message_ids if i in self._open]
-        if self._pool is None and not any(self._open[i].reply for i in wanted):
-            self._work_one(wanted)
-        self._advance()
+        if self._pool is None:
+            replied = self._work_one(message_ids)
+        else:
+            self._advance()
+            replied = [i for i in message_ids if i in self._open and self._open[i].reply is not None]
         replies = []
-        for message_id in wanted:
-            data = self._open[message_id].reply
-            if data is not None:
-                del self._open[message_id]
-                self.recv_bytes += len(data)
-                replies.append(message_from_proto(ProtoMessage.FromString(data)))
+        for message_id in replied:
+            data = self._open.pop(message_id).reply or b""
+            self.recv_bytes += len(data)
+            replies.append(message_from_proto(ProtoMessage.FromString(data)))
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -177,6 +177,10 @@ class LocalGrid(Grid):
         True only without workers, where no work goes on between two calls.
         """
         return self._pool is None and all(entry.silent for entry in self._open.values())
+
+    def expects(self, message_id: str) -> bool:
+        """Whether an answer to a message may still come."""
+        return message_id in self._open
 
     def discard(self, message_ids: Iterable[str]) -> None:
         """Forget messages and stop whoever works on them; their replies never come, states stay as they were.
@@ -206,14 +210,21 @@ class LocalGrid(Grid):
     ) -> None:
         self.close()
 
-    def _work_one(self, message_ids: list[str]) -> None:
+    def _work_one(self, message_ids: Iterable[str]) -> list[str]:
+        """The first of the messages that gets an answer, looked for no further than there."""
         for message_id in message_ids:
-            entry = self._open[message_id]
-            if not entry.silent and entry.reply is None:
-                self._store(entry, *handle(self._app, entry.message, self._contexts[entry.node]))
-                # An app that returns nothing leaves the next client's turn to this same call.
+            entry = self._open.get(message_id)
+            # An app that returns nothing leaves the next client's turn to this same call.
+            if entry is not None and not entry.silent:
+                self._store(entry, *handle(self._app, self._serialised(entry), self._contexts[entry.node]))
                 if entry.reply is not None:
-                    return
+                    return [message_id]
+        return []
+
+    def _serialised(self, entry: _Open) -> bytes:
+        data = message_to_proto(entry.message).SerializeToString()
+        self.sent_bytes += len(data)
+        return data
 
     def _advance(self) -> None:
         """Take in what the pool has finished and hand it what may start."""
@@ -228,10 +239,12 @@ class LocalGrid(Grid):
                     self._store(entry, job.reply, job.new_context)
         busy = {e.node for e in self._open.values() if e.job is not None and not e.job.done}
         for entry in self._open.values():
+            if len(busy) >= _QUEUED * self._workers:
+                break
             # Two messages to one node run one after the other, or the later would overwrite its state.
             if entry.job is None and not entry.silent and entry.reply is None and entry.node not in busy:
                 busy.add(entry.node)
-                entry.job = self._pool.submit(entry.message, self._contexts[entry.node])
+                entry.job = self._pool.submit(self._serialised(entry), self._contexts[entry.node])
 
     def _store(self, entry: _Open, reply: bytes, context: bytes) -> None:
         if context:
@@ -240,7 +253,6 @@ class LocalGrid(Grid):
 
     @staticmethod
     def _failed(entry: _Open, reason: str) -> bytes:
-        request = message_from_proto(ProtoMessage.FromString(entry.message))
-        reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=request)
-        reply.metadata.__dict__["_message_id"] = f"reply-{request.metadata.message_id}"
+        reply = Message(Error(ErrorCode.UNKNOWN, reason), reply_to=entry.message)
+        reply.metadata.__dict__["_message_id"] = f"reply-{entry.message.metadata.message_id}"
         return message_to_proto(reply).SerializeToString()

@@ -43,6 +43,8 @@ def collect(
     poll: float | None = None,
     enough: int | None = None,
     on_reply: OnReply | None = None,
+    keep: bool = True,
+    stop_late: bool = True,
 ) -> tuple[list[Message], dict[str, int]]:
     """Send messages and gather the replies as they come.
 
@@ -58,10 +60,12 @@ def collect(
         poll: seconds between two looks; None asks the grid, else 0.1.
         enough: return once so many replies are there.
         on_reply: called as ``(replies so far, messages sent, reply)``.
+        keep: whether replies are returned; without it ``on_reply`` must take all it needs, and memory stays small.
+        stop_late: a `LocalGrid` stops clients that are late; else they work on, as real ones do.
 
     Returns:
         The replies, and ``{message id: node id}`` of those that did not come. A message that no node could
-        be found for has an id starting with ``"refused-"``. A `LocalGrid` stops the clients that are late.
+        be found for has an id starting with ``"refused-"``.
 
     Raises:
         Cancelled: ``cancel`` was set.
@@ -75,8 +79,9 @@ def collect(
     waiting, refused = _push(grid, sent)
     resend = _Resend(grid, sent)
     replies: list[Message] = []
+    came_in = 0
     try:
-        while waiting and not (enough is not None and len(replies) >= enough):
+        while waiting and not (enough is not None and came_in >= enough):
             waiting = resend.due(waiting)
             came = list(grid.pull_messages(resend.asked(waiting)))
             for reply in came:
@@ -86,9 +91,11 @@ def collect(
                 del waiting[reply.metadata.reply_to_message_id]
                 # An error made by the link on a node's behalf names the link as its source.
                 reply.metadata.__dict__["_src_node_id"] = node
-                replies.append(reply)
+                came_in += 1
+                if keep:
+                    replies.append(reply)
                 if on_reply is not None:
-                    on_reply(len(replies), len(sent), reply)
+                    on_reply(came_in, len(sent), reply)
             _check(cancel, own)
             if end is not None and time.monotonic() >= end:
                 break
@@ -98,7 +105,7 @@ def collect(
                 signal.wait(pause)
     finally:
         discard = getattr(grid, "discard", None)
-        if waiting and discard is not None:
+        if waiting and discard is not None and stop_late:
             discard(list(waiting))
     return replies, {**waiting, **refused}
 
@@ -138,9 +145,9 @@ class _Resend:
         self._when[message_id] = time.monotonic() + _RESEND_AFTER_S
         return True
 
-    def asked(self, waiting: dict[str, int]) -> list[str]:
+    def asked(self, waiting: dict[str, int]) -> Iterable[str]:
         """The ids to look for: one that is to be sent again has been answered, asking for it is an error."""
-        return [i for i in waiting if i not in self._when]
+        return [i for i in waiting if i not in self._when] if self._when else waiting
 
     def due(self, waiting: dict[str, int]) -> dict[str, int]:
         """``waiting`` with the ids of the messages that were sent again just now replaced."""
@@ -157,24 +164,28 @@ class _Resend:
         return waiting
 
 
-def still_out(grid: Grid, missing: dict[str, int]) -> dict[str, int]:
+def still_out(
+    grid: Grid, missing: dict[str, int], on_late: Callable[[str, Message], object] | None = None
+) -> dict[str, int]:
     """Of the messages that went unanswered, those whose client may still be working.
 
-    Late replies are taken off the grid and dropped. Two messages to one node may run at once, and the last
+    Late replies are taken off the grid. Two messages to one node may run at once, and the last
     to write its state wins, so a node that is still out must not be asked again.
 
     Args:
         grid: the grid they were sent on.
         missing: ``{message id: node id}`` from `collect`, of one or several rounds.
+        on_late: called with the message's id and the late reply, which is dropped otherwise.
 
     Returns:
-        The part that has not come. Always empty for a `LocalGrid`, which stops late clients.
+        The part that has not come; of a `LocalGrid` without the clients that it stopped.
     """
-    out = {i: node for i, node in missing.items() if not i.startswith("refused-")}
-    if not out or hasattr(grid, "discard"):
-        return {}
-    for reply in grid.pull_messages(list(out)):
-        out.pop(reply.metadata.reply_to_message_id, None)
+    goes_on = getattr(grid, "expects", lambda _: True)
+    out = {i: node for i, node in missing.items() if not i.startswith("refused-") and goes_on(i)}
+    for reply in grid.pull_messages(list(out)) if out else ():
+        message_id = reply.metadata.reply_to_message_id
+        if out.pop(message_id, None) is not None and on_late is not None:
+            on_late(message_id, reply)
     return out
 
 

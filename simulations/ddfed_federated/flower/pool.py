@@ -100,8 +100,17 @@ def handle(app: ClientApp | str, message: bytes, context: bytes) -> tuple[bytes,
         return message_to_proto(reply).SerializeToString(), b""
 
 
+_IN_WORKER = threading.Event()
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker of a pool, which replaces it when it ends."""
+    return _IN_WORKER.is_set()
+
+
 def _worker_main(connection: Connection, app: str, threads: int) -> None:
     """Life of a worker process."""
+    _IN_WORKER.set()
     # Ctrl-C reaches the whole foreground group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -24,6 +24,7 @@ from ddfed.gate import Gate
 from ddfed.recipes import Preset
 from ddfed.seeds import Streams, isolated
 from ddfed.settings import Settings
+from ddfed_federated.cohort import Cohorts
 from ddfed_federated.settings import SimulateSettings
 from ddfed_federated.targets import Targets
 
@@ -42,6 +43,7 @@ class ClientContext:
         options: the method's own settings.
         device: where networks live.
         test: the client's own test rows, for methods with a model of its own; None where it has none.
+        cohorts: clients that train locally together (`federation.batched`); None for each alone.
     """
 
     client: int
@@ -51,6 +53,7 @@ class ClientContext:
     options: Any = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     test: Any = None
+    cohorts: Cohorts | None = None
 
     def release(self, broadcast: Broadcast, payload: Mapping[str, Any] | None = None, **about: Any) -> Release:
         """An answer to a broadcast; without a payload the client has nothing to send."""
@@ -350,6 +353,23 @@ class FederatedMethod:
     def remembers(self, settings: SimulateSettings) -> bool:
         """Whether its clients have a memory that a resumed simulation must give back."""
         return any(p.client.remembers(settings) for p in (*self.setup, *self.phases))
+
+    def described(self) -> dict[str, Any]:
+        """For `ddfed methods show`: exchanges, settings of its own, and where it departs from the paper."""
+        held = [*(f"once: {p.name}" for p in self.setup), *(p.name for p in self.phases)]
+        options = {
+            f"options.{name}": f"{field.get_default(call_default_factory=True)!r}: {field.description}"
+            for name, field in self.options.model_fields.items()
+        }
+        return {
+            "citation": self.citation,
+            "rounds": "one" if self.one_shot else "many",
+            "exchanges": ", then ".join(held),
+            **({"models": "one a client"} if self.personal else {}),
+            **({"forgets": self.forgets.title} if self.forgets else {}),
+            **options,
+            **{f"departure {i}": text for i, text in enumerate(self.departures, 1)},
+        }
 
     @property
     def sends_sets(self) -> bool:

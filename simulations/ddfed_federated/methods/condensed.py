@@ -158,6 +158,7 @@ FEDLAP = FederatedMethod(
         "a batch has the same number of real rows of every class a client holds, where the authors draw rows whatever "
         "their class; the server's weights of items say how many rows they stand for (server.weighting = 'count')",
         "the step size of the items is 1 for a loss that is a sum over rows of weights, where theirs is 100 for a mean",
+        "real rows are looked at ten times in the search for the radius, not after every epoch",
         "between points the network is trained on the set (pool_options.epochs), as in the authors' private form; "
         "their other form matches at the global weights alone (epochs = 0)",
     ),

@@ -43,6 +43,10 @@ class Correction:
     def check(self, context: ServerContext) -> None:
         """Refuse settings that this does not work with, as `ClientPart.check`."""
 
+    def together(self, context: ClientContext) -> float | None:
+        """mu of the pull towards the start, where that is all that it changes (`cohort.train_cohort`); else None."""
+        return 0.0 if type(self) is Correction else None
+
     def tables(self, context: ServerContext) -> Mapping[str, tuple[int | None, ...]]:
         """Shapes of the tables that are sent beside the weights."""
         return {}
@@ -68,6 +72,9 @@ class Correction:
 
 class Proximal(Correction):
     """(mu / 2) |w - w_r|^2 over all parameters (Li et al., FedProx, MLSys 2020, equation 2)."""
+
+    def together(self, context: ClientContext) -> float | None:
+        return context.settings.local.proximal_mu
 
     def pull(self, net: Network, state: ClientState, broadcast: Broadcast, context: ClientContext) -> Pull | None:
         mu = context.settings.local.proximal_mu
@@ -113,19 +120,29 @@ class Trains(ClientPart):
             return context.release(broadcast), state
         local, correction = context.settings.local, self.correction
         net = context.network(gate.info, broadcast.weights or None)
-        pull = correction.pull(net, state, broadcast, context)
-        train_on_records(
-            correction.dressed(net, state, broadcast, context),
-            data,
-            local,
-            context.streams.child("local", broadcast.round),
-            context.device,
-            pull=pull,
-            row_loss=lambda shown, classes: correction.row_loss(shown, classes, context),
-        )
+        trained = self._together(net, broadcast, context)
+        if trained is not None:
+            net.load_state_dict(trained)
+        else:
+            train_on_records(
+                correction.dressed(net, state, broadcast, context),
+                data,
+                local,
+                context.streams.child("local", broadcast.round),
+                context.device,
+                pull=correction.pull(net, state, broadcast, context),
+                row_loss=lambda shown, classes: correction.row_loss(shown, classes, context),
+            )
         tables, state = correction.after(net, state, broadcast, context, steps_of(len(data), local))
         payload = {"weights": weights_of(net), **({"statistics": dict(tables)} if tables else {})}
         return context.release(broadcast, payload, examples=len(data)), state
+
+    def _together(self, net: Network, broadcast: Broadcast, context: ClientContext) -> Mapping[str, Tensor] | None:
+        """Weights from training in a cohort, where the run wants that and the method allows it."""
+        together = self.correction.together(context)
+        if context.cohorts is None or together is None or not broadcast.weights:
+            return None
+        return context.cohorts.trained(context.client, broadcast, net, together)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ddfed.federation import Release
 from ddfed.seeds import isolated
 from ddfed.store import HardLabels
 from ddfed_federated.methods.base import ServerContext, ServerPart, ServerState
-from ddfed_federated.settings import ServerSettings, SimulateSettings
+from ddfed_federated.settings import SimulateSettings
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def union_of_sets(rounds: Sequence[Sequence[Mapping[str, Any]]], context: Server
         x=joined("x"),
         y=joined("y"),
         soft=joined("soft") if "soft" in sets[0] else None,
-        weight=_weights(sets, context.settings.server).to(context.device),
+        weight=_weights(sets, context.settings).to(context.device),
         client=torch.cat([torch.full((len(s["y"]),), int(s["client"])) for s in sets]),
     )
 
@@ -156,21 +156,28 @@ def _packed(release: Release) -> dict[str, Any]:
         "x": release.set["x"],
         "y": release.set["y"].to(torch.int64),
         "counts": list(release.class_counts),
+        "age": release.age,
         **soft,
     }
 
 
-def _weights(sets: Sequence[Mapping[str, Any]], settings: ServerSettings) -> Tensor:
+def _weights(sets: Sequence[Mapping[str, Any]], settings: SimulateSettings) -> Tensor:
     """Weight of each item in the loss, mean 1."""
-    if settings.weighting == "uniform":
-        return torch.ones(sum(len(s["y"]) for s in sets))
-    parts = []
-    for s in sets:
-        records = torch.tensor(s["counts"], dtype=torch.float32)
-        items = torch.bincount(s["y"], minlength=len(records)).clamp(min=1)
-        parts.append((records / items)[s["y"]])
-    weight = torch.cat(parts)
+    decay = settings.federation.reuse_decay
+    weigh = _alike if settings.server.weighting == "uniform" else _by_records
+    weight = torch.cat([weigh(s) * decay ** s.get("age", 0) for s in sets])
     return weight / weight.mean()
+
+
+def _alike(one: Mapping[str, Any]) -> Tensor:
+    return torch.ones(len(one["y"]))
+
+
+def _by_records(one: Mapping[str, Any]) -> Tensor:
+    """Each item as many records as it stands for."""
+    records = torch.tensor(one["counts"], dtype=torch.float32)
+    items = torch.bincount(one["y"], minlength=len(records)).clamp(min=1)
+    return (records / items)[one["y"]]
 
 
 def items_of(state: ServerState) -> Iterator[dict[str, Any]]:
