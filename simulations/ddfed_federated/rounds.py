@@ -269,8 +269,9 @@ class Rounds:
                 # What earlier phases merged is undone: a round counts whole or not at all.
                 state = before
                 break
-            # Who was not asked in this phase may be in the next.
-            clients = [k for k in clients if k not in tally.lost]
+            # Who was not asked in this phase may be in the next; who was asked in vain is not.
+            missing = set(tally.asked) - {r.client for r in releases}
+            clients = [k for k in clients if k not in missing]
         state = replace(state, round=number)
         if not note:
             self._shelf.settle(number, [*tally.releases, *tally.stand_ins])
@@ -309,6 +310,7 @@ class Rounds:
     ) -> tuple[ServerState, list[Release], str]:
         """One phase: the new state, the valid releases, and why the round is skipped, if it is."""
         broadcasts = phase.broadcasts(number, state, self.context, clients)
+        tally.asked = tuple(broadcasts)
         if not broadcasts:
             return state, [], f"skipped: none of the round's clients has a part in {phase.name!r}"
         releases = self._ask(phase, broadcasts, state, tally)
@@ -477,6 +479,8 @@ class _Tally:
     late: list[Release] = field(default_factory=list)
     stand_ins: list[Release] = field(default_factory=list)
     rehearsed: list[str] = field(default_factory=list)
+    #: clients that were sent the broadcast of the phase at hand
+    asked: tuple[int, ...] = ()
 
     @property
     def heard(self) -> list[Release]:
