@@ -30,10 +30,10 @@ from ddfed_federated.methods.base import (
     check_one_network,
     send_nothing,
 )
-from ddfed_federated.methods.hfldd import KeepsSets, Nothing, TakesSets, TrainsForCluster
 from ddfed_federated.methods.presets import DEFAULTS, digits
 from ddfed_federated.parts.averaging import Averages, fedavg
 from ddfed_federated.parts.distil import Distils
+from ddfed_federated.parts.handed import KeepsSets, Nothing, TakesSets, TrainsForCluster
 from ddfed_federated.parts.local import train_on_records
 
 
