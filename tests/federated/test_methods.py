@@ -207,3 +207,24 @@ def test_a_control_sends_real_rows_even_of_a_method_that_starts_from_noise():
     real = {row.numpy().tobytes() for row in TASK.train.all().inputs}
     assert all(row.numpy().tobytes() in real for row in release.set["x"])
     assert release.metrics["seeds"] == len(release.set["y"])
+
+
+def test_identical_clients_are_as_good_as_one():
+    """With all items in a step, copies of a set weigh as the set itself."""
+    s = settings(server={"batch": 0, "epochs": 20})
+    state = method_of(s).begin(server_context(s))
+    release, _ = client(s, 1, weights=state.weights)
+    one = server(s, state, [release]).weights
+    many = server(s, state, [replace(release, client=k) for k in range(3)]).weights
+    assert all(torch.allclose(one[k], many[k], atol=1e-5) for k in one)
+
+
+def test_a_set_that_is_the_clients_data_has_nothing_to_learn():
+    """FedDM's features and logits of all rows against all rows: no loss, no gradient, so the items stay."""
+    rows = TASK.train.subset(torch.arange(0, len(TASK.train), 8))
+    s = settings(distill={"ipc": int(rows.class_counts.max()), "steps": 3, "objective_options": {"rows": None}})
+    release, _ = client(s, 1, data=rows)
+    real = {row.numpy().tobytes() for row in rows.all().inputs}
+    moved = release.set["x"] - client(settings("random-once", distill={"ipc": s.distill.ipc}), 1, data=rows)[0].set["x"]
+    assert float(moved.abs().max()) < 1e-4
+    assert len(real) == len(release.set["y"])
