@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--method", "-m", help="Federated method (feddm); `ddfed methods list` shows them.")
+@click.option("--engine", help="Central recipe whose parts clients distil with, such as dsa; the method's own if not.")
 @click.option("--clients", "-n", type=int, help="Number of clients (10).")
 @click.option("--rounds", type=int, help="Number of rounds.")
 @experiment_options("Items per class and client.")
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @run_options
 def simulate(
     method: str | None,
+    engine: str | None,
     clients: int | None,
     rounds: int | None,
     partition: str | None,
@@ -60,6 +62,8 @@ def simulate(
     Examples:
       ddfed simulate --clients 10 --method feddm
       ddfed simulate --clients 20 --ipc 1 --alpha 0.1 --seed 3
+      ddfed simulate --method fedaf --baselines feddm,fedlap,scaffold,random-once
+      ddfed simulate --method fedd3 --engine herding
       ddfed simulate --dataset cifar10 --data ~/data/cifar10 --set distill.steps=100
       ddfed simulate --clients 5 --forget client=3
       ddfed simulate --domain graph --dataset cora --data ~/data/cora --clients 5
@@ -67,6 +71,7 @@ def simulate(
     """
     flags: dict[str, tuple[str, Any]] = {
         "--method": ("method", method),
+        "--engine": ("engine", engine),
         "--clients": ("federation.clients", clients),
         "--rounds": ("federation.rounds", rounds),
         "--partition": ("federation.partition", partition),
