@@ -145,6 +145,25 @@ def test_the_smallest_radius_counts():
     assert not within_radius(state, releases[:1], context, context.network(state.weights))()
 
 
+@pytest.mark.parametrize(("which", "radius"), [("min", 0.0), ("median", 1.0), ("mean", 2.0), ("max", 5.0)])
+def test_another_radius_than_the_smallest_can_be_asked_for(which: str, radius: float):
+    s = fedlap(options={"radius": which})
+    context = server_context(s)
+    state = method_of(s).begin(context)
+    sets = {"x": torch.zeros(1, 2, 4, 4), "y": torch.tensor([0])}
+    releases = [
+        Release(k, 1, {"set": sets, "statistics": {"radius": torch.tensor(r)}}) for k, r in enumerate((0.0, 1.0, 5.0))
+    ]
+    net = context.network(state.weights)
+    stop = within_radius(state, releases, context, net)
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[0] += radius - 1e-3
+    assert not stop() or radius == 0.0
+    with torch.no_grad():
+        next(net.parameters()).view(-1)[0] += 2e-3
+    assert stop()
+
+
 def test_the_radius_is_at_most_that_of_the_walk():
     _, heard = play(fedlap(), rounds=1)
     radii = [float(r.statistics["radius"]) for r in heard[0]]

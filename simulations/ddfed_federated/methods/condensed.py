@@ -128,12 +128,22 @@ FEDAF = FederatedMethod(
 
 # --- FedLAP ------------------------------------------------------------------------------------------------------
 
+
+class FedLAPOptions(Settings):
+    """FedLAP's own settings."""
+
+    radius: Literal["min", "median", "mean", "max"] = Field(
+        "min", description="which of the clients' radii the server stops at; clients of one class send short ones"
+    )
+
+
 FEDLAP = FederatedMethod(
     name="fedlap",
     title="sets that approximate the local loss by gradients, trusted within a radius",
     citation="Wang, Chen, Kerkouche and Fritz, FedLAP-DP: Federated Learning by Sharing Differentially Private Loss "
     "Approximations, PoPETs 2024",
     phases=(Phase("set", TrustRadius(), TrainsOnUnion(stop=within_radius)),),
+    options=FedLAPOptions,
     defaults={
         "distill": {
             **DEFAULTS["distill"],

@@ -24,6 +24,14 @@ from ddfed_federated.parts.union import server_protocol
 LOOKS = 10
 
 
+_CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "min": torch.min,
+    "median": torch.median,
+    "mean": torch.mean,
+    "max": torch.max,
+}
+
+
 def distance(net: Network, weights: dict[str, Tensor]) -> float:
     """Euclidean distance of all parameters together from those of a state dict."""
     apart = [(p.detach() - weights[name].to(p)).square().sum() for name, p in net.named_parameters()]
@@ -105,6 +113,7 @@ def _real_loss(net: Network, gate: Gate, context: ClientContext, number: int, ep
 def within_radius(
     state: ServerState, releases: Sequence[Release], context: ServerContext, net: Network
 ) -> Callable[[], bool]:
-    """The server stops at the smallest radius that a client trusts its set for."""
-    radius = min(float(r.statistics["radius"]) for r in releases if r.items)
+    """The server stops at the smallest radius that a client trusts its set for, or what ``options.radius`` says."""
+    radii = torch.stack([r.statistics["radius"].float() for r in releases if r.items])
+    radius = float(_CHOICES[context.options.radius](radii))
     return lambda: distance(net, state.weights) >= radius
