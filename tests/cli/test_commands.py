@@ -202,7 +202,7 @@ def test_show_compare_and_export(distilled, tmp_path):
     [
         (["distill", "--method", "mmt"], "unknown method 'mmt'"),
         (["distill", "--method", "feddm"], "federated method"),
-        (["simulate", "--method", "fedm"], "Did you mean 'feddm'"),
+        (["simulate", "--method", "feddmm"], "Did you mean 'feddm'"),
         (["simulate", "--dataset", "digit"], "Did you mean 'digits'"),
         (["simulate", "--domain", "imag"], "Did you mean 'image'"),
         (["simulate", "--set", "federation.cilents=3"], "Did you mean 'federation.clients'"),
