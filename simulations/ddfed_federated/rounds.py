@@ -302,7 +302,7 @@ class Rounds:
 
     def _missing(self, phases: tuple[Phase, ...], releases: list[Release]) -> tuple[int, ...]:
         """Classes that no set holds, where sets are what is sent."""
-        sets = any(getattr(phase.client, "distils_sets", False) for phase in phases)
+        sets = any(phase.client.distils_sets for phase in phases)
         return tuple(coverage(releases, self.task.info.num_classes)) if sets else ()
 
     def _exchange(

@@ -172,6 +172,8 @@ class ClientPart(ABC):
 
     #: it remembers something from round to round
     stateful: bool = False
+    #: what it sends is made of sets, so a class that nobody holds is missed
+    distils_sets: bool = False
 
     @abstractmethod
     def __call__(
@@ -374,7 +376,7 @@ class FederatedMethod:
     @property
     def sends_sets(self) -> bool:
         """Whether clients make sets, as opposed to training on their records alone."""
-        return any(getattr(p.client, "distils_sets", False) for p in (*self.setup, *self.phases))
+        return any(p.client.distils_sets for p in (*self.setup, *self.phases))
 
 
 __all__ = [
