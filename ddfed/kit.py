@@ -494,12 +494,10 @@ def _initialise(
     if start is not None:
         store.load(start)
         return
-    leading = (store.items, store.seeds_per_item)
-    per_class = store.items // len(context.classes)
     if parts.init == "noise":
-        shape = (*leading, *gate.info.shape)
-        store.fill(torch.randn(shape, generator=context.streams.torch("init noise")), context.streams.child("store"))
+        store.fill_noise(context.streams)
         return
+    per_class = store.items // len(context.classes)
     selector = registry().load("selector", parts.init, "distill.init")
     data = gate.raw(f"initialisation by {parts.init}")
     inputs = initial_inputs(
@@ -512,4 +510,4 @@ def _initialise(
         ipc=parts.ipc,
         coupled=store.coupled,
     )
-    store.fill(inputs.view(*leading, *inputs.shape[1:]), context.streams.child("store"))
+    store.fill(inputs.view(store.items, store.seeds_per_item, *inputs.shape[1:]), context.streams.child("store"))

@@ -139,6 +139,15 @@ class Store(ABC):
             streams: for what starts at random.
         """
 
+    def fill_noise(self, streams: Streams = UNSEEDED) -> None:
+        """Initialise without any real row: here by standard normal rows.
+
+        Args:
+            streams: for the rows, and for what starts at random beside them.
+        """
+        shape = (self.items, self.seeds_per_item, *self.info.shape)
+        self.fill(torch.randn(shape, generator=streams.torch("init noise")), streams.child("store"))
+
     def constrain(self) -> None:
         """Put the stored values back where they mean something. Idempotent.
 

@@ -134,8 +134,21 @@ class Latents(Store):
             found = self.generator.invert(rows, self.classes)
         if found is None:
             found = self._searched(rows, streams)
+        self._begin(found)
+
+    def fill_noise(self, streams: Streams = UNSEEDED) -> None:
+        """Latents as the generator was taught them, standard normal; as elsewhere where it inverts noise exactly.
+
+        Searching latents for rows of noise, which no generator makes, would only lead it astray.
+        """
+        if type(self.generator).invert is not Generator.invert:
+            super().fill_noise(streams)
+        else:
+            self._begin(torch.randn(self.shapes()["latents"], generator=streams.torch("init latents")))
+
+    def _begin(self, latents: Tensor) -> None:
         with torch.no_grad():
-            self.params["latents"].copy_(found)
+            self.params["latents"].copy_(latents)
         self.buffers["fingerprint"] = self._fingerprint()
 
     def constrain(self) -> None:

@@ -110,3 +110,23 @@ def test_a_generator_of_other_shapes_is_refused():
     store.info = replace(INFO, shape=(2, 4, 5))
     with pytest.raises(ConfigError, match=r"makes rows of shape \(2, 4, 4\).*have \(2, 4, 5\)"):
         store.decode(torch.tensor([0]))
+
+
+def test_without_real_rows_latents_begin_as_the_generator_was_taught_them():
+    store = Latents(INFO, torch.tensor([0, 1]), generator="linear")
+    store.fill_noise(Streams(3))
+    again = Latents(INFO, torch.tensor([0, 1]), generator="linear")
+    again.fill_noise(Streams(3))
+    z = store.params["latents"].detach()
+    assert torch.equal(z, again.params["latents"])
+    assert 0.6 < float(z.std()) < 1.4
+    store.check_buffers()
+
+
+def test_a_generator_that_inverts_begins_with_what_it_makes_of_noise():
+    store = Latents(INFO, torch.tensor([0, 1]))
+    store.fill_noise(Streams(3))
+    noise = torch.randn(2, 1, *INFO.shape, generator=Streams(3).torch("init noise"))
+    expected = Latents(INFO, torch.tensor([0, 1]))
+    expected.fill(noise)
+    assert torch.equal(store.params["latents"], expected.params["latents"])
