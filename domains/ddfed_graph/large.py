@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import DataError, MissingDataError
+from ddfed.sources import data_folder, first_line
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.npz import entries, read_npy, read_npz
-from ddfed_graph.raw import Options, RawGraph, Split, assembled, data_folder, first_line, located
+from ddfed_graph.raw import Options, RawGraph, Split, assembled, located
 
 _DGL = ("reddit_data.npz", "reddit_graph.npz")
 
@@ -113,7 +114,7 @@ def load_arxiv(root: Path | None, options: Options) -> RawGraph:
     """
     expected = DATASETS["ogbn-arxiv"]["files"]
     files = [file for line in expected for file in line.split(", ")]
-    root = data_folder(root, "ogbn-arxiv", expected)
+    root = data_folder(root, "graph/ogbn-arxiv", expected)
     folder = located("ogbn-arxiv", root, files, ("ogbn_arxiv", "arxiv"))
     labels = _read_table(folder / "raw/node-label.csv.gz", np.int64).flatten()
     parts = [folder / f"split/time/{part}.csv.gz" for part in ("train", "valid", "test")]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import DataError, one_of
+from ddfed.sources import first_line
 from ddfed_graph.catalog import DATASETS
-from ddfed_graph.raw import Options, RawGraph, assembled, first_line, located, pitfalls_split
+from ddfed_graph.raw import Options, RawGraph, assembled, located, pitfalls_split
 
 #: Classes of ``cora-full`` with fewer nodes are left out, as by Shchur et al. 2018, appendix A (50 nodes or less).
 SMALLEST = {"cora-full": 51}

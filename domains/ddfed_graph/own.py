@@ -16,18 +16,10 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import ConfigError, DataError, MissingDependencyError, one_of, suggest
+from ddfed.sources import data_folder, first_line, missing
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.npz import dense, entries, read_npz
-from ddfed_graph.raw import (
-    Options,
-    RawGraph,
-    Split,
-    assembled,
-    data_folder,
-    first_line,
-    missing,
-    pitfalls_split,
-)
+from ddfed_graph.raw import Options, RawGraph, Split, assembled, pitfalls_split
 
 NODES, EDGES, CLASSES = "nodes.csv", "edges.csv", "classes.csv"
 #: Cells of the column ``split``, and the part they mean; an empty one means no part.
@@ -83,13 +75,15 @@ def load_file(root: Path | None, options: Options) -> RawGraph:
 def _found(root: Path | None) -> Path:
     """The folder if it holds tables, else the one file in it."""
     expected = DATASETS["file"]["files"]
-    folder = data_folder(root, "file", expected)
+    folder = data_folder(root, "graph/file", expected)
     tables = [name for name in (NODES, EDGES) if (folder / name).is_file()]
     if len(tables) == 2:
         return folder
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in _READERS)
     if tables or not files:
-        raise missing("file", folder, [name for name in (NODES, EDGES) if name not in tables] if tables else expected)
+        raise missing(
+            "graph/file", folder, [name for name in (NODES, EDGES) if name not in tables] if tables else expected
+        )
     if len(files) > 1:
         raise DataError(f"{folder} holds several graphs, {one_of(p.name for p in files)}; name the one file")
     return files[0]

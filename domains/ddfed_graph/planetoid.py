@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import DataError
+from ddfed.sources import first_line
 from ddfed_graph.catalog import DATASETS
-from ddfed_graph.raw import Options, RawGraph, Split, assembled, first_line, located
+from ddfed_graph.raw import Options, RawGraph, Split, assembled, located
 
 CLASSES = {
     # Ordered as in the files: the sizes of the classes tell which number is which name of McCallum et al. and LINQS.

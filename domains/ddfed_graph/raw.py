@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddfed.errors import ConfigError, DataError, MissingDataError, one_of, suggest
+from ddfed.errors import ConfigError, DataError, one_of, suggest
 from ddfed.seeds import Streams
+from ddfed.sources import SPLIT_SEED, data_folder, missing
 from ddfed_graph.catalog import DATASETS
 from ddfed_graph.graph import Graph
-
-#: Seed of the splits made here. Constant: a test set that changes with the run's seed is no test set.
-SPLIT_SEED = 20_240_101
 
 #: What is done to the features: rows to sum 1, standard scores over the training nodes, nothing.
 SCALINGS = ("row", "standard", "raw")
@@ -258,28 +256,6 @@ def check_options(name: str, options: Options) -> None:
         raise ConfigError(f"option 'trust_pickle' is true or false, got {trust!r}")
 
 
-def data_folder(root: Path | None, name: str, expected: Sequence[str]) -> Path:
-    if root is None:
-        raise MissingDataError(
-            f"data set 'graph/{name}' is read from files and no folder was given. Name the folder that "
-            f"holds: {'; '.join(expected)}"
-        )
-    if not Path(root).is_dir():
-        state = "is no folder" if Path(root).exists() else "does not exist"
-        raise MissingDataError(
-            f"data set 'graph/{name}': {root} {state}. Expected a folder with: {'; '.join(expected)}"
-        )
-    return Path(root)
-
-
-def missing(name: str, folder: Path, expected: Sequence[str]) -> MissingDataError:
-    found = sorted(path.name + ("/" if path.is_dir() else "") for path in folder.iterdir())
-    return MissingDataError(
-        f"data set 'graph/{name}': expected in {folder}: {'; '.join(expected)}. "
-        f"Found there: {one_of(found, 12) if found else 'nothing'}"
-    )
-
-
 def located(name: str, root: Path | None, files: Sequence[str], folders: Sequence[str] = ()) -> Path:
     """The folder that holds all files: ``root``, its ``raw``, or NAME or NAME/raw below, in capitals or not.
 
@@ -292,16 +268,12 @@ def located(name: str, root: Path | None, files: Sequence[str], folders: Sequenc
     Raises:
         MissingDataError: no such folder, or one that holds only some of the files.
     """
-    root = data_folder(root, name, files)
+    root = data_folder(root, f"graph/{name}", files)
     named = sorted(path for path in root.iterdir() if path.is_dir() and path.name.lower() in (name, *folders))
     places = [root, root / "raw", *(place for path in named for place in (path / "raw", path))]
     counts = [sum((place / file).is_file() for file in files) for place in places]
     best = places[counts.index(max(counts))]
     if max(counts) < len(files):
         lost = [file for file in files if not (best / file).is_file()]
-        raise missing(name, best, lost)
+        raise missing(f"graph/{name}", best, lost)
     return best
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

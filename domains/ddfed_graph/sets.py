@@ -23,8 +23,9 @@ from torch import Tensor
 from ddfed.data import RealData, Task, TaskInfo
 from ddfed.errors import ConfigError, DataError, MissingDependencyError, one_of, suggest
 from ddfed.seeds import Streams
+from ddfed.sources import SPLIT_SEED
 from ddfed.space import Space
-from ddfed_graph.raw import SPLIT_SEED, Options, Split, whole
+from ddfed_graph.raw import Options, Split, whole
 from ddfed_graph.set_catalog import SETS
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import ConfigError, DataError, one_of, suggest
-from ddfed_graph.raw import Options, first_line, located
+from ddfed.sources import first_line
+from ddfed_graph.raw import Options, located
 from ddfed_graph.set_catalog import SETS
 from ddfed_graph.sets import RawSet
 

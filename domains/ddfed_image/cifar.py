@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import DataError, MissingDataError, one_of
+from ddfed.sources import check_labels, data_folder, first_line, missing
 from ddfed_image import cache
 from ddfed_image.names import CIFAR10, CIFAR100
 from ddfed_image.pictures import decoded
-from ddfed_image.raw import Options, RawImages, check_labels, data_folder, first_line, missing
+from ddfed_image.raw import Options, RawImages
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def _load_cifar(root: Path | None, kind: _Cifar) -> RawImages:
         "train.parquet and test.parquet, or train-00000-of-0000N.parquet ... (Hugging Face), here or below "
         f"{one_of(_PARQUET_PLACES[1:])}",
     ]
-    root = data_folder(root, kind.name, expected)
+    root = data_folder(root, f"image/{kind.name}", expected)
     for place in kind.places:
         folder = root / place
         if (folder / kind.train_files[0]).is_file() or (folder / kind.test_files[0]).is_file():
@@ -98,7 +99,7 @@ def _load_cifar(root: Path | None, kind: _Cifar) -> RawImages:
             f"loading a pickle can run any code, so it is refused. Use the binary version ({kind.archive}) "
             f"or the parquet files instead."
         )
-    raise missing(kind.name, root, expected)
+    raise missing(f"image/{kind.name}", root, expected)
 
 
 def _from_binary(folder: Path, kind: _Cifar) -> RawImages:
@@ -106,7 +107,7 @@ def _from_binary(folder: Path, kind: _Cifar) -> RawImages:
         try:
             return (folder / name).read_bytes()
         except FileNotFoundError:
-            raise missing(kind.name, folder, [name]) from None
+            raise missing(f"image/{kind.name}", folder, [name]) from None
         except OSError as error:
             raise DataError(f"cannot read {folder / name}: {error.strerror or error}") from None
 
@@ -187,7 +188,7 @@ def _parquet_files(root: Path) -> dict[str, list[Path]]:
 def _from_parquet(root: Path, files: dict[str, list[Path]], kind: _Cifar) -> RawImages:
     for split, paths in files.items():
         if not paths:
-            raise missing(kind.name, root, [f"{split}.parquet or {split}-00000-of-0000N.parquet"])
+            raise missing(f"image/{kind.name}", root, [f"{split}.parquet or {split}-00000-of-0000N.parquet"])
         _check_shards(paths)
     every = files["train"] + files["test"]
     names = _class_names(every[0], kind)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from ddfed.errors import ConfigError
+from ddfed.sources import SPLIT_SEED, stratified_split
 from ddfed_image.cifar import load_cifar10, load_cifar100
 from ddfed_image.folders import load_folder
 from ddfed_image.idx import load_fashion, load_mnist
-from ddfed_image.raw import SPLIT_SEED, Options, RawImages, stratified_split
+from ddfed_image.raw import Options, RawImages
 
 __all__ = ["load_cifar10", "load_cifar100", "load_digits", "load_fashion", "load_folder", "load_mnist"]
 

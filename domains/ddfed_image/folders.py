@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import ConfigError, DataError, one_of
+from ddfed.sources import SPLIT_SEED, data_folder, missing, stratified_split
 from ddfed_image.pictures import decoded, opened
-from ddfed_image.raw import SPLIT_SEED, Options, RawImages, data_folder, missing, stratified_split
+from ddfed_image.raw import Options, RawImages
 
 T = TypeVar("T")
 
@@ -79,10 +80,10 @@ def load_folder(root: Path | None, options: Options) -> RawImages:
         DataError: an unreadable image, an empty class folder, fewer than two classes, or no test image.
     """
     expected = ["train/CLASS/*.png and test/CLASS/*.png", "or CLASS/*.png, which is split 80/20"]
-    root = data_folder(root, "folder", expected)
+    root = data_folder(root, "image/folder", expected)
     has_split = (root / "train").is_dir() and (root / "test").is_dir()
     if not has_split and not _subfolders(root):
-        raise missing("folder", root, expected)
+        raise missing("image/folder", root, expected)
     if has_split:
         classes, files, labels = _listed(root / "train")
         same, test_files, test_labels = _listed(root / "test")

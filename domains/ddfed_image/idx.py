@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ddfed.errors import DataError
+from ddfed.sources import check_labels, data_folder, missing
 from ddfed_image.names import FASHION
-from ddfed_image.raw import Options, RawImages, check_labels, data_folder, missing
+from ddfed_image.raw import Options, RawImages
 
 _IDX_STEMS = {"train": "train", "test": "t10k"}
 _IDX_IMAGES, _IDX_LABELS = 0x00000803, 0x00000801
@@ -48,7 +49,7 @@ def _load_idx(
     stems = [
         f"{prefix}-{kind}" for prefix in _IDX_STEMS.values() for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
     ]
-    root = data_folder(root, name, [f"{stem} or {stem}.gz" for stem in stems])
+    root = data_folder(root, f"image/{name}", [f"{stem} or {stem}.gz" for stem in stems])
     files: dict[str, Path] = {}
     for stem in stems:
         # Some unpackers turn the last dash but one into a dot.
@@ -56,7 +57,7 @@ def _load_idx(
         tried = [root / place / f"{s}{end}" for place in places for s in spellings for end in ("", ".gz")]
         found = next((path for path in tried if path.is_file()), None)
         if found is None:
-            raise missing(name, root, [f"{stem} or {stem}.gz"])
+            raise missing(f"image/{name}", root, [f"{stem} or {stem}.gz"])
         files[stem] = found
     parts: dict[str, tuple[Tensor, Tensor]] = {}
     for split, prefix in _IDX_STEMS.items():

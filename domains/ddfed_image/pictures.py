@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ddfed.errors import DataError
-from ddfed_image.raw import first_line
+from ddfed.sources import first_line
 
 if TYPE_CHECKING:
     import PIL.Image

@@ -19,10 +19,10 @@ from image_files import (
 )
 
 from ddfed.errors import ConfigError, DataError, MissingDataError, UnknownNameError
+from ddfed.sources import stratified_split
 from ddfed_image import cache
 from ddfed_image.domain import FREPO_STD, channel_statistics
 from ddfed_image.idx import read_idx
-from ddfed_image.raw import stratified_split
 
 # --- digits ---------------------------------------------------------------------------------------------
 
