@@ -175,8 +175,10 @@ def _watch(progress: Any, settings: Any, kind: Any) -> Any:
 
     def bar(method: str) -> int:
         if method not in bars:
-            rounds = registry().load("federated", method).rounds(settings_of(settings, method))
-            bars[method] = progress.task(method, total=rounds * asked)
+            # Rounds in which something is forgotten stand under a name of their own; how many is the method's affair.
+            known = method in (settings.method, *settings.baselines)
+            rounds = registry().load("federated", method).rounds(settings_of(settings, method)) if known else None
+            bars[method] = progress.task(method, total=rounds and rounds * asked)
         return bars[method]
 
     def replied(method: str, number: int, done: int, total: int) -> None:

@@ -122,5 +122,8 @@ def ddfed_commands(cli: click.Group) -> None:
         LazyCommand("simulate", "ddfed_federated.cli:simulate", "Run a federation: clients distil, a server learns.")
     )
     cli.add_command(
+        LazyCommand("forget", "ddfed_federated.forget:forget", "Let a finished federation forget a client or a class.")
+    )
+    cli.add_command(
         LazyCommand("deploy", "ddfed_federated.deploy.cli:deploy", "Set up and run a federation of separate machines.")
     )

@@ -171,6 +171,11 @@ def _check_shares(settings: SimulateSettings, partition: Partition) -> None:
         )
 
 
+def packed(state: ServerState) -> dict[str, Any]:
+    """The server's state as checkpoints hold it."""
+    return {"round": state.round, "weights": state.weights, "memory": state.memory}
+
+
 class _Run:
     """State of a run between methods; `main` is what a back end calls with its grid."""
 
@@ -192,12 +197,14 @@ class _Run:
         self.union: dict[str, Any] | None = None
         self.clients: dict[str, dict[str, Any]] = {}
         self.forgotten: dict[str, Any] | None = None
+        #: the main method's end, which is what a finished run forgets from; None for a method that cannot
+        self.trained: dict[str, Any] | None = None
         self.saved, self.survey = saved, survey
         if saved:
             for name, rows in saved["rows"].items():
                 self.rows[name] = [RoundRow.from_json(row) for row in rows]
             self.union, self.clients = saved["union"], saved["clients"]
-            self.forgotten = saved["forgotten"]
+            self.forgotten, self.trained = saved["forgotten"], saved.get("trained")
             done = {(row.method, row.round) for rows in self.rows.values() for row in rows}
             folder.truncate_events(lambda e: e["kind"] != "round" or (e["method"], e["round"]) in done)
 
@@ -241,6 +248,8 @@ class _Run:
                 self._keep_union(state)
             if state.round >= rounds.last:
                 self.clients[name] = self._per_client(rounds, state)
+                if name == self.plan[0] and rounds.method.forgets is not None:
+                    self.trained = {"state": packed(state), "rounds": rounds.remember()}
             self._save(name, state, rounds)
         if forgets:
             self._forget(name, state, rounds)
@@ -295,12 +304,13 @@ class _Run:
         self.folder.checkpoint(
             {
                 "method": name,
-                "state": {"round": state.round, "weights": state.weights, "memory": state.memory},
+                "state": packed(state),
                 "rounds": rounds.remember(),
                 "rows": {k: [row.to_json() for row in rows] for k, rows in self.rows.items()},
                 "union": self.union,
                 "clients": self.clients,
                 "forgotten": self.forgotten,
+                "trained": self.trained,
             }
         )
 

@@ -242,3 +242,60 @@ def test_the_table_and_the_report_show_it(run):
     html = page.save(folder.path / "report.html").read_text()
     assert "random-once forgot client=1, class=0" in html
     assert "attack AUC" in html
+
+
+# --- afterwards, from the command line ---------------------------------------------------------------------------
+
+SMALL_RUN = [
+    "--clients", "3", "--rounds", "2", "--ipc", "2", "--set", "data.train_limit=300", "--set", "data.test_limit=100",
+    "--set", "distill.network=convnet-d2-w16", "--set", "distill.steps=2", "--set", "distill.min_count=1",
+    "--set", "server.epochs=3", "--set", "local.epochs=1", "--threads", "1",
+]  # fmt: skip
+
+
+def told(capsys, monkeypatch, where, *words: str) -> tuple[int, str]:
+    """A command in this process: exit code, and what it printed, results or the error."""
+    from ddfed.cli import main
+
+    monkeypatch.chdir(where)
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    said = capsys.readouterr()
+    return ended.value.code or 0, said.out or said.err
+
+
+def without_times(found):
+    if isinstance(found, dict):
+        return {k: without_times(v) for k, v in found.items() if k != "seconds"}
+    return found
+
+
+def test_a_finished_run_forgets_what_it_would_have_forgotten_at_once(tmp_path, capsys, monkeypatch):
+    run = ["simulate", "--method", "feddm", "--baselines", "fedavg", *SMALL_RUN]
+    code, text = told(capsys, monkeypatch, tmp_path, *run, "--forget", "client=1", "--out", "at-once", "--json")
+    assert code == 0, text
+    at_once = json.loads(text)["forgetting"]
+    code, text = told(capsys, monkeypatch, tmp_path, *run, "--out", "later", "--json")
+    assert code == 0 and json.loads(text)["forgetting"] is None
+    # The last checkpoint is that of fedavg; the end of feddm is in it all the same.
+    code, text = told(capsys, monkeypatch, tmp_path, "forget", "latest", "client=1", "--out", "later", "--json")
+    assert code == 0, text
+    assert without_times(json.loads(text)["forgetting"]) == without_times(at_once)
+    [first, second] = sorted((tmp_path / "later").iterdir())
+    assert "feddm-forgets-client-1" in second.name
+    code, text = told(capsys, monkeypatch, tmp_path, "forget", str(first), "client=7")
+    assert code == 2 and "no client 7" in text
+    assert len(list((tmp_path / "later").iterdir())) == 2
+
+
+def test_runs_that_cannot_forget_afterwards_say_why(tmp_path, capsys, monkeypatch):
+    code, text = told(
+        capsys, monkeypatch, tmp_path, "simulate", "--method", "fedavg", "--baselines", "none", *SMALL_RUN, "--json"
+    )
+    assert code == 0
+    code, text = told(capsys, monkeypatch, tmp_path, "forget", "latest", "client=1")
+    assert code == 2 and "'fedavg' keeps no sets" in text
+    [run] = (tmp_path / "runs").iterdir()
+    (run / "summary.json").unlink()
+    code, text = told(capsys, monkeypatch, tmp_path, "forget", "latest", "client=1")
+    assert code == 2 and f"ddfed simulate --resume {run.relative_to(tmp_path)}" in text
