@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option("--references", help="Comma-separated trainings on real rows: local, central, central-cut; 'none'.")
 @click.option("--backend", help="inprocess or ray.")
+@click.option("--ray-address", help="Join this Ray cluster (HOST:PORT) instead of starting one; means --backend ray.")
 @click.option("--workers", type=int, help="Client processes of the inprocess back end; 0 for none.")
 @run_options
 def simulate(
@@ -45,6 +46,7 @@ def simulate(
     forget: tuple[str, ...],
     references: str | None,
     backend: str | None,
+    ray_address: str | None,
     workers: int | None,
     config_file: Path | None,
     sets: tuple[str, ...],
@@ -79,7 +81,8 @@ def simulate(
         "--baselines": ("baselines", None if baselines is None else names(baselines)),
         "--forget": ("forget", list(forget) or None),
         "--references": ("references", None if references is None else names(references)),
-        "--backend": ("federation.backend", backend),
+        "--backend": ("federation.backend", backend or (ray_address and "ray")),
+        "--ray-address": ("federation.ray_address", ray_address),
         "--workers": ("federation.workers", workers),
         **shared_flags(shared),
     }

@@ -7,6 +7,7 @@ leave behind can be counted.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,6 +171,48 @@ def test_ray_replaces_a_client_that_takes_longer_than_its_limit():
     assert (again, missing) == (2, {})
 
 
+@pytest.fixture
+def cluster(tmp_path, one_ray):
+    """A Ray cluster of somebody's, started as its guide says: its address."""
+    ray = Path(sys.executable).with_name("ray")
+    if not ray.exists():
+        pytest.skip("the command 'ray' is not beside this Python")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Sockets below it have paths of at most 107 characters.
+    home = Path("/tmp") / f"ray-{os.getpid()}"
+    environment = {**os.environ, "RAY_TMPDIR": str(home)}
+    words = ["--head", "--node-ip-address", "127.0.0.1", "--port", str(port), "--num-cpus", "2"]
+    command = [str(ray), "start", "--block", *words, "--include-dashboard=false"]
+    log = (tmp_path / "head.log").open("w+")
+    head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 90
+        while "Ray runtime started" not in (tmp_path / "head.log").read_text():
+            assert head.poll() is None and time.monotonic() < deadline, (tmp_path / "head.log").read_text()
+            time.sleep(0.2)
+        yield f"127.0.0.1:{port}"
+        assert head.poll() is None, "the run ended a cluster that is not its own"
+    finally:
+        head.send_signal(signal.SIGINT)
+        try:
+            head.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
+        log.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Ray's command line as on servers")
+def test_a_cluster_that_is_there_is_joined_gives_the_same_bytes_and_stays(cluster):
+    joined = backends.run_ray(rounds.play(2, 3), 3, address=cluster)
+    serial = backends.run_inprocess(rounds.play(2, 3), 3)
+    assert joined == serial
+
+
 @pytest.mark.usefixtures("one_ray")
 @pytest.mark.slow
 def test_what_the_server_raises_on_ray_is_raised_here():
@@ -228,11 +271,11 @@ def test_the_package_sets_the_environment_and_imports_nothing_heavy():
     code = (
         "import os, sys; import ddfed_federated.flower; "
         "assert not {'flwr', 'ray', 'torch', 'numpy'} & set(sys.modules); "
-        "print(os.environ['FLWR_TELEMETRY_ENABLED'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+        "print(*(os.environ[k] for k in ('FLWR_TELEMETRY_ENABLED', 'RAY_USAGE_STATS_ENABLED', 'RAY_worker_niceness')))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "RAY_"))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["0", "0"]
+    assert done.stdout.split() == ["0", "0", "0"]
 
 
 def test_every_module_is_below_the_package_that_sets_the_environment():

@@ -17,5 +17,7 @@ for _name, _value in {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # A call after Ray was ended would otherwise start a second cluster just to be told that it is empty.
     "RAY_ENABLE_AUTO_CONNECT": "0",
+    # Ray's workers yield to all else (15), so that clients on a busy machine take minutes to start and miss deadlines.
+    "RAY_worker_niceness": "0",
 }.items():
     os.environ.setdefault(_name, _value)
