@@ -22,6 +22,8 @@ class PrivacyEvent:
         scope: whose records: the data set, or the client.
         unit: what one contribution belongs to: ``"record"``, ``"client"``, ...
         parameters: noise multiplier, sampling rate, sensitivity ...: whatever an accountant needs.
+        adjacency: which data sets are neighbours for the mechanism: ``"add_remove"`` (one unit more or less),
+            ``"replace_one"``; empty where nothing is protected.
     """
 
     mechanism: str
@@ -29,6 +31,7 @@ class PrivacyEvent:
     scope: str = "dataset"
     unit: str = "record"
     parameters: tuple[tuple[str, float], ...] = ()
+    adjacency: str = ""
 
     def __post_init__(self) -> None:
         # One order, so that equal events stay equal through JSON.
