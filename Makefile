@@ -16,7 +16,7 @@ demo: $(STAMP)
 test: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(DEV)
 	$(BIN)/ruff check .
