@@ -33,3 +33,18 @@ def toy_worker(monkeypatch):
     torch.set_num_threads(1)
     yield TOY
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(settings, name, **options)``: a whole run in a folder of that name, (summary, folder)."""
+    from ddfed.config import to_toml
+    from ddfed.runs import RunFolder
+    from ddfed_federated.simulate import check_simulate, simulate
+
+    def go(s, name="run", **options):
+        check_simulate(s)
+        with RunFolder.create(tmp_path, name, to_toml(s)) as folder:
+            return simulate(s, folder, **options), folder
+
+    return go

@@ -1,4 +1,4 @@
-"""Federated methods as pure functions, without a grid: one answer, one merge, or whole rounds."""
+"""Federated methods as pure functions, without a grid: one answer, one merge, or whole rounds; and small whole runs."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ def settings(method: str = "feddm", **sections) -> SimulateSettings:
         "baselines": [],
     }
     return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
+
+
+def small_run(*base: dict, **sections) -> SimulateSettings:
+    """Settings of a whole run of seconds on a few hundred digits; later ones win. For the fixture `run`."""
+    small = {
+        "baselines": [],
+        "data": {"train_limit": 300, "test_limit": 100},
+        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16", "min_count": 1},
+        "server": {"epochs": 5},
+        "local": {"epochs": 1},
+        "federation": {"clients": 4, "rounds": 2},
+    }
+    return resolve_simulate(
+        [Layer("small", small), *(Layer("test", b) for b in base), Layer("case", sections)]
+    ).settings
 
 
 def method_of(s: SimulateSettings) -> FederatedMethod:

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from playing import small_run
 
-from ddfed.config import Layer, to_toml
+from ddfed.config import to_toml
 from ddfed.domain import Network
 from ddfed.errors import ConfigError
 from ddfed.evaluate import accuracy
@@ -19,7 +20,6 @@ from ddfed_federated.efficiency import to_target, to_targets
 from ddfed_federated.fairness import BY_GROUPS, BY_LABELS, class_accuracies, per_client, spread
 from ddfed_federated.partition import Partition
 from ddfed_federated.report import client_line, federated_page
-from ddfed_federated.settings import resolve_simulate
 from ddfed_federated.simulate import simulate
 from ddfed_federated.worker import load_partition, load_task
 
@@ -161,26 +161,7 @@ def test_the_lowest_target_is_of_the_best_method():
 
 
 def settings(**sections):
-    base = {
-        "baselines": ["fedavg"],
-        "targets": [0.999],
-        "data": {"train_limit": 300, "test_limit": 100},
-        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16", "min_count": 1},
-        "server": {"epochs": 5},
-        "local": {"epochs": 1},
-        "federation": {"clients": 4, "rounds": 2},
-    }
-    return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
-
-
-@pytest.fixture
-def run(tmp_path):
-    def go(s, name="run", **options):
-        folder = RunFolder.create(tmp_path, name, to_toml(s))
-        with folder:
-            return simulate(s, folder, **options), folder
-
-    return go
+    return small_run({"baselines": ["fedavg"], "targets": [0.999]}, **sections)
 
 
 def test_a_run_tells_who_is_served_how_well(run):

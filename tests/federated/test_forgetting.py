@@ -6,16 +6,15 @@ import json
 
 import pytest
 import torch
-from playing import TASK, client, method_of, play, server_context, settings
+from playing import TASK, client, method_of, play, server_context, settings, small_run
 
-from ddfed.config import Layer, to_toml
+from ddfed.config import to_toml
 from ddfed.errors import ConfigError, FederationError
 from ddfed.report.pages import percent
 from ddfed.runs import RunFolder
 from ddfed_federated.forgetting import Probe, alike, forgetting_columns, forgetting_rows, losses, threshold_attack
 from ddfed_federated.rounds import Progressing
-from ddfed_federated.settings import resolve_simulate
-from ddfed_federated.simulate import check_simulate, simulate
+from ddfed_federated.simulate import simulate
 from ddfed_federated.targets import Target, Targets
 from ddfed_federated.worker import load_partition, load_task
 
@@ -154,27 +153,8 @@ def test_the_probe_asks_for_the_right_rows():
 
 
 def run_settings(method="feddm", **sections):
-    base = {
-        "method": method,
-        "baselines": [],
-        "data": {"train_limit": 300, "test_limit": 100},
-        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16", "min_count": 1},
-        "server": {"epochs": 20},
-        "local": {"epochs": 1},
-        "federation": {"clients": 4, "rounds": 2, "partition": "iid"},
-    }
-    return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
-
-
-@pytest.fixture
-def run(tmp_path):
-    def go(s, name="run", **options):
-        check_simulate(s)
-        folder = RunFolder.create(tmp_path, name, to_toml(s))
-        with folder:
-            return simulate(s, folder, **options), folder
-
-    return go
+    base = {"method": method, "server": {"epochs": 20}, "federation": {"partition": "iid"}}
+    return small_run(base, **sections)
 
 
 def timeless(found):

@@ -5,36 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from playing import small_run
 
 from ddfed.artifact import SyntheticSet
-from ddfed.config import Layer, to_toml
+from ddfed.config import to_toml
 from ddfed.errors import ConfigError, FederationError, UnknownNameError
 from ddfed.runs import RunFolder
 from ddfed_federated.rounds import Progressing
-from ddfed_federated.settings import resolve_simulate
 from ddfed_federated.simulate import simulate
-
-
-def settings(**sections):
-    base = {
-        "baselines": [],
-        "data": {"train_limit": 300, "test_limit": 100},
-        "distill": {"ipc": 2, "steps": 3, "network": "convnet-d2-w16", "min_count": 1},
-        "server": {"epochs": 5},
-        "local": {"epochs": 1},
-        "federation": {"clients": 4, "rounds": 2},
-    }
-    return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
-
-
-@pytest.fixture
-def run(tmp_path):
-    def go(s, name="run", **options):
-        folder = RunFolder.create(tmp_path, name, to_toml(s))
-        with folder:
-            return simulate(s, folder, **options), folder
-
-    return go
 
 
 def numbers(summary) -> list:
@@ -48,16 +26,16 @@ def numbers(summary) -> list:
 
 
 def test_same_seed_same_numbers_other_seed_others(run):
-    one, first = run(settings(baselines=["random-once", "fedavg"]))
-    two, second = run(settings(baselines=["random-once", "fedavg"]))
+    one, first = run(small_run(baselines=["random-once", "fedavg"]))
+    two, second = run(small_run(baselines=["random-once", "fedavg"]))
     assert numbers(one) == numbers(two)
     assert one["artifact"] == two["artifact"]
-    other, _ = run(settings(run={"seed": 1}))
+    other, _ = run(small_run(run={"seed": 1}))
     assert other["artifact"] != one["artifact"]
 
 
 def test_what_a_run_writes_can_be_read_back(run):
-    summary, folder = run(settings(baselines=["random-once"]))
+    summary, folder = run(small_run(baselines=["random-once"]))
     syn = SyntheticSet.load(folder.path)
     assert syn.content_hash == summary["artifact"]
     assert len(syn.provenance["federated"]["client_of_item"]) == len(syn)
@@ -73,7 +51,7 @@ def test_what_a_run_writes_can_be_read_back(run):
 
 
 def test_the_ledger_makes_fresh_choices_visible(run):
-    summary, _ = run(settings(baselines=["random-once", "random-fresh"], federation={"rounds": 3}))
+    summary, _ = run(small_run(baselines=["random-once", "random-fresh"], federation={"rounds": 3}))
     seeds = {name: [r["real_seeds"] for r in m["rows"]] for name, m in summary["methods"].items()}
     assert seeds["feddm"] == seeds["random-once"]
     assert len(set(seeds["random-once"])) == 1
@@ -88,7 +66,7 @@ class _Stop(Exception):
 @pytest.mark.parametrize("restart", ["same", "previous"])
 @pytest.mark.parametrize("stop_after", [("feddm", 1), ("feddm", 2), ("fedavgm", 1)])
 def test_interrupted_and_resumed_equals_uninterrupted(run, restart, stop_after):
-    s = settings(baselines=["fedavgm", "random-fresh"], federation={"restart": restart, "rounds": 3})
+    s = small_run(baselines=["fedavgm", "random-fresh"], federation={"restart": restart, "rounds": 3})
     whole, straight = run(s)
 
     def stop(row):
@@ -118,7 +96,7 @@ def test_serial_pool_and_ray_give_the_same_numbers(run):
     }
     found = {}
     for name, federation in plans.items():
-        summary, _ = run(settings(baselines=["random-fresh", "fedprox"], federation=federation), name)
+        summary, _ = run(small_run(baselines=["random-fresh", "fedprox"], federation=federation), name)
         found[name] = (numbers(summary), summary["artifact"])
     assert found["pool"] == found["serial"]
     assert found["ray"] == found["serial"]
@@ -126,7 +104,7 @@ def test_serial_pool_and_ray_give_the_same_numbers(run):
 
 @pytest.mark.parametrize("kind", ["drop", "raise", "crash", "nan", "shape", "labels", "oversize", "replay", "forged"])
 def test_a_run_goes_on_without_a_client_that_fails(run, kind):
-    summary, _ = run(settings(federation={"faults": [f"1:2:{kind}"]}))
+    summary, _ = run(small_run(federation={"faults": [f"1:2:{kind}"]}))
     first, second = summary["methods"]["feddm"]["rows"]
     assert (first["releases"], second["releases"]) == (3, 4)
     assert len(first["lost"]) == 1
@@ -135,7 +113,7 @@ def test_a_run_goes_on_without_a_client_that_fails(run, kind):
 
 @pytest.mark.parametrize("kind", ["nan", "shape"])
 def test_broken_weights_are_refused_too(run, kind):
-    summary, _ = run(settings(method="fedavg", federation={"faults": [f"1:0:{kind}"]}))
+    summary, _ = run(small_run(method="fedavg", federation={"faults": [f"1:0:{kind}"]}))
     assert summary["methods"]["fedavg"]["rows"][0]["releases"] == 3
 
 
@@ -143,7 +121,7 @@ def test_broken_weights_are_refused_too(run, kind):
 @pytest.mark.parametrize(("kind", "deadline"), [("crash", None), ("hang", 30.0)])
 def test_a_client_that_dies_or_never_answers_costs_its_own_release(run, kind, deadline):
     federation = {"faults": [f"1:1:{kind}"], "workers": 2, "deadline_s": deadline}
-    summary, _ = run(settings(federation=federation))
+    summary, _ = run(small_run(federation=federation))
     first, second = summary["methods"]["feddm"]["rows"]
     assert "client 1: " in first["lost"][0]
     assert second["releases"] == 4
@@ -151,7 +129,7 @@ def test_a_client_that_dies_or_never_answers_costs_its_own_release(run, kind, de
 
 def test_a_round_below_the_quorum_is_skipped_and_keeps_the_model(run):
     faults = [f"1:{k}:raise" for k in range(3)]
-    summary, _ = run(settings(federation={"faults": faults, "min_replies": 2}))
+    summary, _ = run(small_run(federation={"faults": faults, "min_replies": 2}))
     first, second = summary["methods"]["feddm"]["rows"]
     assert first["note"].startswith("skipped")
     assert second["note"] == ""
@@ -159,18 +137,18 @@ def test_a_round_below_the_quorum_is_skipped_and_keeps_the_model(run):
 
 def test_when_nobody_ever_answers_the_error_says_what_the_clients_said(run):
     with pytest.raises(FederationError, match="dropped out"):
-        run(settings(federation={"faults": ["*:*:drop"]}))
+        run(small_run(federation={"faults": ["*:*:drop"]}))
 
 
 def test_partial_participation_asks_the_same_clients_in_every_run(run):
-    s = settings(federation={"participation": 0.5, "rounds": 3})
+    s = small_run(federation={"participation": 0.5, "rounds": 3})
     one, two = run(s)[0], run(s)[0]
     assert [r["asked"] for r in one["methods"]["feddm"]["rows"]] == [2, 2, 2]
     assert numbers(one) == numbers(two)
 
 
 def test_dropouts_follow_the_seed(run):
-    s = settings(federation={"dropout": 0.4, "rounds": 3})
+    s = small_run(federation={"dropout": 0.4, "rounds": 3})
     one, two = run(s)[0], run(s)[0]
     lost = [len(r["lost"]) for r in one["methods"]["feddm"]["rows"]]
     assert sum(lost) > 0
@@ -178,12 +156,12 @@ def test_dropouts_follow_the_seed(run):
 
 
 def test_one_client_works(run):
-    summary, _ = run(settings(federation={"clients": 1}))
+    summary, _ = run(small_run(federation={"clients": 1}))
     assert summary["methods"]["feddm"]["rows"][-1]["releases"] == 1
 
 
 def test_two_hundred_clients_on_all_digits_work(run):
-    s = settings(
+    s = small_run(
         data={"train_limit": None, "test_limit": 100},
         distill={"ipc": 1, "steps": 1, "network": "convnet-d2-w8", "min_count": 1},
         server={"epochs": 1},
@@ -195,11 +173,11 @@ def test_two_hundred_clients_on_all_digits_work(run):
 
 
 def test_a_class_that_nobody_holds_is_named(run):
-    s = settings(distill={"min_count": 200}, data={"train_limit": None}, federation={"clients": 2})
+    s = small_run(distill={"min_count": 200}, data={"train_limit": None}, federation={"clients": 2})
     with pytest.raises(ConfigError, match="no client holds 200 rows of any class.*distill.min_count"):
         run(s)
     # 300 rows cut evenly: every class has 30, of which two clients hold about half each.
-    s = settings(distill={"min_count": 16}, federation={"partition": "iid", "clients": 2})
+    s = small_run(distill={"min_count": 16}, federation={"partition": "iid", "clients": 2})
     summary, _ = run(s)
     missing = summary["methods"]["feddm"]["rows"][0]["missing_classes"]
     counts = summary["partition"]["counts"]
@@ -207,8 +185,8 @@ def test_a_class_that_nobody_holds_is_named(run):
 
 
 def test_uint8_costs_a_quarter_of_the_image_bytes(run):
-    wide, _ = run(settings(distill={"ipc": 8}))
-    narrow, _ = run(settings(distill={"ipc": 8}, federation={"codec": "uint8"}))
+    wide, _ = run(small_run(distill={"ipc": 8}))
+    narrow, _ = run(small_run(distill={"ipc": 8}, federation={"codec": "uint8"}))
     up = [s["methods"]["feddm"]["rows"][0]["bytes_up"]["items"] for s in (wide, narrow)]
     assert 3.0 < up[0] / up[1] < 4.1
 
@@ -234,9 +212,9 @@ def test_uint8_costs_a_quarter_of_the_image_bytes(run):
 )
 def test_wrong_settings_are_refused_before_anything_starts(case, message):
     with pytest.raises((ConfigError, UnknownNameError), match=message):
-        settings(**case)
+        small_run(**case)
 
 
 def test_an_unknown_option_of_the_split_is_refused_before_a_grid_exists(run):
     with pytest.raises(ConfigError, match="alpha"):
-        run(settings(federation={"partition_options": {"alhpa": 1.0}}))
+        run(small_run(federation={"partition_options": {"alhpa": 1.0}}))

@@ -7,16 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from playing import small_run
 
-from ddfed.config import Layer, to_toml
 from ddfed.data import RealData
 from ddfed.errors import ConfigError, DataError, UnknownNameError
 from ddfed.registry import registry
-from ddfed.runs import RunFolder
 from ddfed.seeds import Streams
 from ddfed.testing import TwinDomain, twin_task
-from ddfed_federated.settings import resolve_simulate
-from ddfed_federated.simulate import check_simulate, simulate
+from ddfed_federated.simulate import check_simulate
 from ddfed_federated.skew import check_skew, noise, pooled, seen_by
 from ddfed_federated.worker import load_partition, load_share, load_task
 from ddfed_image.domain import ImageDomain
@@ -31,25 +29,8 @@ def images(rows=6, shape=(3, 12, 12)):
 
 
 def settings(**sections):
-    base = {
-        "baselines": [],
-        "data": {"train_limit": 300, "test_limit": 100},
-        "distill": {"ipc": 1, "steps": 2, "network": "convnet-d2-w16", "min_count": 1},
-        "server": {"epochs": 3},
-        "local": {"epochs": 1},
-        "federation": {"clients": 3, "rounds": 1},
-    }
-    return resolve_simulate([Layer("test", base), Layer("case", sections)]).settings
-
-
-@pytest.fixture
-def run(tmp_path):
-    def go(s, name="run"):
-        folder = RunFolder.create(tmp_path, name, to_toml(s))
-        with folder:
-            return simulate(s, folder)
-
-    return go
+    tiny = {"distill": {"ipc": 1, "steps": 2}, "server": {"epochs": 3}, "federation": {"clients": 3, "rounds": 1}}
+    return small_run(tiny, **sections)
 
 
 @pytest.mark.parametrize("name", ["noise", *IMAGE_VIEWS])
@@ -161,10 +142,10 @@ def test_noise_hangs_on_seed_client_and_row():
 
 
 def test_a_federation_under_skew_is_another_one(run):
-    plain = run(settings(references=["local", "central"]), "plain")
+    plain = run(settings(references=["local", "central"]), "plain")[0]
     options = {"skew": "rotation", "skew_options": {"degrees": 90}}
-    skewed = run(settings(references=["local", "central"], federation=options), "skewed")
-    again = run(settings(references=["local", "central"], federation=options), "again")
+    skewed = run(settings(references=["local", "central"], federation=options), "skewed")[0]
+    again = run(settings(references=["local", "central"], federation=options), "again")[0]
     assert plain["partition"]["skew"] == {}
     assert skewed["partition"]["skew"] == {"name": "rotation", "options": {"degrees": 90}}
     assert plain["partition"]["hash"] == skewed["partition"]["hash"]
@@ -177,7 +158,7 @@ def test_a_federation_under_skew_is_another_one(run):
 
 def test_a_pool_of_workers_sees_the_same(run):
     options = {"skew": "noise", "skew_options": {"sigma": 0.5}}
-    one, two = (run(settings(federation={**options, "workers": n}), f"w{n}") for n in (0, 2))
+    one, two = (run(settings(federation={**options, "workers": n}), f"w{n}")[0] for n in (0, 2))
     assert one["artifact"] == two["artifact"]
 
 
@@ -226,6 +207,7 @@ def test_a_personal_model_is_judged_as_its_client_sees(monkeypatch):
 
     s = settings(federation={"skew": "contrast", "skew_options": {"factor": 3}})
     seen = {}
+    load_partition(s)  # which is kept; what is put in place of the registry knows methods alone
 
     def client(state, gate, broadcast, context):
         seen[personal] = context.test
