@@ -252,6 +252,17 @@ def test_an_address_where_nobody_answers_is_told_at_once():
     assert time.monotonic() - begun < 10
 
 
+def test_an_address_on_the_command_line_means_ray(tmp_path, monkeypatch, capsys):
+    from ddfed.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    small = ["--clients", "2", "--set", "data.train_limit=100", "--set", "distill.min_count=1", "-q"]
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", *small, "--ray-address", "127.0.0.1:1"])
+    assert ended.value.code == 1
+    assert "no Ray cluster answers" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
