@@ -10,14 +10,22 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+#: Mechanisms that protect nothing, the one that tells most first, and what is said of them.
+_UNPROTECTED = {
+    "raw": "synthetic items start from real records.",
+    "none": "real data was read without noise.",
+    "rows": "real data was read without noise.",
+    "insecure": "its noise came from a known seed.",
+}
+
 
 @dataclass(frozen=True)
 class PrivacyEvent:
     """One touch of real data.
 
     Args:
-        mechanism: ``"none"`` for exact sums, ``"rows"`` for statistics of single records, ``"raw"`` when records were
-            handed out, else the mechanism's name.
+        mechanism: ``"raw"`` when records were handed out, ``"none"`` for exact sums, ``"rows"`` for statistics of
+            single records, ``"insecure"`` where somebody can make the noise again, else the mechanism's name.
         query: what was asked, such as ``"class means"``.
         scope: whose records: the data set, or the client.
         unit: what one contribution belongs to: ``"record"``, ``"client"``, ...
@@ -55,11 +63,10 @@ class Ledger:
         """One sentence for the card; a plugin that accounts replaces it."""
         if not self.counts:
             return "No real data was touched."
-        if any(event.mechanism in ("none", "rows", "raw") for event in self.counts):
-            raw = any(event.mechanism == "raw" for event in self.counts)
-            return "No formal privacy guarantee: " + (
-                "synthetic items start from real records." if raw else "real data was read without noise."
-            )
+        mechanisms = {event.mechanism for event in self.counts}
+        for mechanism, why in _UNPROTECTED.items():
+            if mechanism in mechanisms:
+                return f"No formal privacy guarantee: {why}"
         return "Noisy mechanisms only; see the events and an accountant for epsilon and delta."
 
     def to_json(self) -> list[dict[str, Any]]:

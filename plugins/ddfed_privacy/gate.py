@@ -25,7 +25,7 @@ from ddfed.ledger import Ledger, PrivacyEvent
 from ddfed_privacy.accounting import GAUSSIAN, SAMPLED, Budget, Spent
 
 #: The mechanism of events whose noise somebody else could make again. No accountant knows it.
-INSECURE = "noise from a known seed"
+INSECURE = "insecure"
 
 
 @dataclass
@@ -34,7 +34,7 @@ class GaussianGate(Gate):
 
     Which rows take part and what noise is added come from randomness of the operating system's that is written down
     nowhere: a run under privacy is not repeatable to the digit, and must not be. The generator that engines pass is for
-    what is public and draws no row here.
+    what is public and draws no row here; a question that would top up by repeats gets the sample as it is.
 
     Args:
         data: the records.

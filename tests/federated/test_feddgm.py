@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from playing import TASK, client, method_of, play, server_context, settings, shares
 from torch import Tensor, nn
 
 from ddfed.data import TaskInfo
-from ddfed.errors import ConfigError, FederationError, UnknownNameError
+from ddfed.errors import ConfigError, UnknownNameError
 from ddfed.registry import Component, registry
 from ddfed.seeds import isolated
 from ddfed.store.latent import Generator
@@ -94,11 +96,18 @@ def test_the_server_looks_for_every_client_and_comes_out_the_same():
     assert all(torch.equal(state.weights[k], again.weights[k]) for k in state.weights)
 
 
-def test_a_client_with_too_few_rows_of_every_class_takes_no_part():
-    s = settings("feddgm", options=SMALL, distill={"min_count": 10_000})
-    assert found(s)[0] is None
-    with pytest.raises(FederationError, match="no client released a set"):
-        play(s, shares(2), rounds=1)
+def test_a_client_with_too_few_rows_of_every_class_has_nothing_to_send():
+    s = settings("feddgm", options=SMALL, distill={"min_count": 30})
+    few = TASK.train.subset(shares(2)[0])
+    assert not client(s, 1, data=few)[0].payload
+    assert client(s, 1)[0].payload
+
+
+def test_a_client_that_sends_weights_and_no_counts_changes_nothing():
+    s = small()
+    state, (sent, _) = method_of(s).begin(server_context(s)), client(s, 1)
+    merged = FINDS(state, [replace(sent, class_counts=())], server_context(s))
+    assert all(torch.equal(merged.weights[k], v) for k, v in state.weights.items())
 
 
 def test_what_cannot_work_is_refused_before_a_client_exists():

@@ -70,15 +70,18 @@ def synthesis(context: ServerContext) -> PartSettings:
 
 @dataclass(frozen=True)
 class TrainsAndCounts(Trains):
-    """As `Trains`, and how many rows of each class the client has: only those classes are looked for."""
+    """As `Trains`, and how many rows of each class the client has: only those classes are looked for.
+
+    A client with too few rows of every class (``distill.min_count``) has nothing to send, as where sets are sent.
+    """
 
     def __call__(
         self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
     ) -> tuple[Release, ClientState]:
+        if not gate.held(context.settings.distill.min_count):
+            return context.release(broadcast), state
         release, state = super().__call__(state, gate, broadcast, context)
-        if release.payload:
-            release = replace(release, class_counts=tuple(gate.counts().tolist()))
-        return release, state
+        return replace(release, class_counts=tuple(gate.counts().tolist())), state
 
 
 class FindsSets(ServerPart):
@@ -98,13 +101,15 @@ class FindsSets(ServerPart):
         check_parts(synthesis(context), context.domain, context.task.info)
 
     def __call__(self, state: ServerState, releases: Sequence[Release], context: ServerContext) -> ServerState:
-        found = [self._found(state, release, context) for release in releases]
-        union = union_of_sets([[one for one in found if one is not None]], context)
+        found = [one for release in releases if (one := self._found(state, release, context)) is not None]
+        if not found:  # nobody's counts were honest
+            return state
+        union = union_of_sets([found], context)
         net = context.network(state.weights if context.settings.server.warm_start else None)
         return state.having(train_on_union(net, union, context, state.round + 1))
 
     def _found(self, state: ServerState, release: Release, context: ServerContext) -> dict[str, Any] | None:
-        """One client's set as a union takes it, or None for a client with too few rows of every class."""
+        """One client's set as a union takes it, or None for one that sent weights and tells of too few rows."""
         least = context.settings.distill.min_count
         held = tuple(c for c, rows in enumerate(release.class_counts) if rows >= least)
         if not held:
@@ -122,4 +127,4 @@ class FindsSets(ServerPart):
         )
         x, y = syn.decoded()
         counts = list(release.class_counts)
-        return {"client": release.client, "x": x.detach().cpu(), "y": y.cpu(), "counts": counts, "age": release.age}
+        return {"client": release.client, "x": x.detach().cpu(), "y": y.cpu(), "counts": counts}
