@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from pydantic import Field, field_validator
@@ -60,10 +61,15 @@ class DynafedOptions(Settings):
         return average
 
 
+def student_of(options: Any, classes: int) -> dict[str, float]:
+    """The student's options for the engine, whose loss is a sum over classes where these are for a mean."""
+    rates = {"lr": options.student_lr / classes, "lr_lr": options.student_lr_lr / classes}
+    return {"steps": options.student_steps, **rates}
+
+
 def synthesis(context: ServerContext) -> PartSettings:
     """The parts of the central engine by which the set is made."""
     o, classes = context.options, context.task.info.num_classes
-    student = {"steps": o.student_steps, "lr": o.student_lr / classes, "lr_lr": o.student_lr_lr / classes}
     return PartSettings(
         ipc=o.ipc,
         steps=o.steps,
@@ -73,7 +79,7 @@ def synthesis(context: ServerContext) -> PartSettings:
         labels_options={"strength": 0.0},
         augment=o.augment,
         objective="trajectory",
-        objective_options=student,
+        objective_options=student_of(o, classes),
         pool="path",
         pool_options={"span": o.span, "average": o.average, "max_start": o.max_start},
         optimizer="adam",

@@ -22,6 +22,7 @@ from ddfed.pool.given import TRAJECTORY
 from ddfed.registry import registry
 from ddfed.settings import PartSettings, Settings
 from ddfed_federated.methods.base import ClientContext, ClientState, ServerContext, ServerPart, ServerState
+from ddfed_federated.parts.dynamics import student_of
 from ddfed_federated.parts.local import Trains
 from ddfed_federated.parts.union import train_on_union, union_of_sets
 
@@ -44,7 +45,7 @@ class GenerativeOptions(Settings):
 
 def synthesis(context: ServerContext) -> PartSettings:
     """The parts of the central engine by which a client's set is made."""
-    o, classes = context.options, context.task.info.num_classes
+    o = context.options
     return PartSettings(
         ipc=o.ipc,
         steps=o.steps,
@@ -55,12 +56,7 @@ def synthesis(context: ServerContext) -> PartSettings:
         labels="hard",
         augment=o.augment,
         objective="trajectory",
-        # The engine's loss is a sum over classes.
-        objective_options={
-            "steps": o.student_steps,
-            "lr": o.student_lr / classes,
-            "lr_lr": o.student_lr_lr / classes,
-        },
+        objective_options=student_of(o, context.task.info.num_classes),
         pool="path",
         pool_options={"span": 1, "average": [1, 1], "max_start": 1},
         optimizer="adam",

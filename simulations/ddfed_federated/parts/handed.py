@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddfed.federation import Broadcast, Expectation, Release
 from ddfed.gate import Gate
@@ -17,10 +18,8 @@ from ddfed_federated.methods.base import (
     ServerContext,
     ServerPart,
     ServerState,
-    check_one_network,
-    weights_of,
 )
-from ddfed_federated.parts.local import train_on_records
+from ddfed_federated.parts.local import Trains
 from ddfed_federated.parts.union import remembered
 
 
@@ -57,7 +56,7 @@ class Nothing(ServerPart):
 
 
 @dataclass(frozen=True)
-class TrainsForCluster(ClientPart):
+class TrainsForCluster(Trains):
     """A client trains the global model on its own rows and the items that it was handed; on its rows alone without any.
 
     In HFLDD this is a head with its members' items, in DCFL any client with those of its group.
@@ -65,20 +64,5 @@ class TrainsForCluster(ClientPart):
 
     stateful = True
 
-    def check(self, context: ServerContext) -> None:
-        check_one_network(context, "clients train the global weights")
-
-    def expects(self, client: int, state: ServerState, context: ServerContext) -> Expectation:
-        return Expectation(("weights",), weights=state.weights)
-
-    def __call__(
-        self, state: ClientState, gate: Gate, broadcast: Broadcast, context: ClientContext
-    ) -> tuple[Release, ClientState]:
-        data = gate.raw("local training")
-        if not len(data):
-            return context.release(broadcast), state
-        net = context.network(gate.info, broadcast.weights)
-        beside = (state["x"], state["y"]) if "x" in state and len(state["y"]) else None
-        streams = context.streams.child("local", broadcast.round)
-        train_on_records(net, data, context.settings.local, streams, context.device, beside=beside)
-        return context.release(broadcast, {"weights": weights_of(net)}, examples=len(data)), state
+    def beside(self, state: ClientState) -> tuple[Tensor, Tensor] | None:
+        return (state["x"], state["y"]) if "x" in state and len(state["y"]) else None

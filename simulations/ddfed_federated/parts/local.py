@@ -119,8 +119,8 @@ class Trains(ClientPart):
         if not len(data):
             return context.release(broadcast), state
         local, correction = context.settings.local, self.correction
-        net = context.network(gate.info, broadcast.weights or None)
-        trained = self._together(net, broadcast, context)
+        net, beside = context.network(gate.info, broadcast.weights or None), self.beside(state)
+        trained = self._together(net, broadcast, context) if beside is None else None
         if trained is not None:
             net.load_state_dict(trained)
         else:
@@ -130,12 +130,17 @@ class Trains(ClientPart):
                 local,
                 context.streams.child("local", broadcast.round),
                 context.device,
+                beside=beside,
                 pull=correction.pull(net, state, broadcast, context),
                 row_loss=lambda shown, classes: correction.row_loss(shown, classes, context),
             )
         tables, state = correction.after(net, state, broadcast, context, steps_of(len(data), local))
         payload = {"weights": weights_of(net), **({"statistics": dict(tables)} if tables else {})}
         return context.release(broadcast, payload, examples=len(data)), state
+
+    def beside(self, state: ClientState) -> tuple[Tensor, Tensor] | None:
+        """Further rows that train with the client's own, in model space, and their classes; here none."""
+        return None
 
     def _together(self, net: Network, broadcast: Broadcast, context: ClientContext) -> Mapping[str, Tensor] | None:
         """Weights from training in a cohort, where the run wants that and the method allows it."""
